@@ -1,0 +1,1 @@
+"""What methods share: training loop, data, checkpoints, stages, figures. Imports no method."""

@@ -1,0 +1,1 @@
+"""Backbones and perceptual networks used by several methods."""

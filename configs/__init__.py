@@ -1,0 +1,1 @@
+"""Experiment configurations: one file each, with `get_config(variant="") -> ConfigDict`."""

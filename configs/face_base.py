@@ -1,0 +1,64 @@
+"""The face model that weights2weights customises: a text-conditioned diffusion UNet.
+
+Command:  python launch.py --config=configs/face_base.py
+Method:   flow matching with clean-image prediction, SD-type UNet with self- and cross-attention.
+Data:     999 CelebA photographs and 25 of the 40 Olivetti people (w2w/data.py), grey, 64 x 64.
+Cost and scores: see w2w/weights/face_base.md, the card of the weights that this command made.
+Variants: smoke (CI).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "face_base"
+    config.experiment = "w2w.base_experiment"
+    config.seed = 0
+    config.model = ConfigDict(
+        dict(
+            image_size=64,
+            patch_size=4,
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            attention_levels=(False, True, True),
+            num_heads=4,
+            feed_forward_multiple=2,
+            norm_groups=16,
+            text_length=8,
+            text_width=96,
+            text_layers=2,
+        )
+    )
+    config.data = ConfigDict(dict(variants=16, olivetti_variants=40))
+    config.train = ConfigDict(
+        dict(
+            num_steps=7000,
+            batch_size=32,
+            learning_rate=5e-4,
+            warmup=200,
+            weight_decay=0.01,
+            ema_decay=0.999,
+            time_mean=0.3,
+            time_std=1.0,
+            log_every=50,
+            checkpoint_every=500,
+        )
+    )
+    config.sample = ConfigDict(dict(steps=12, guidance=2.0, shift=1.5, count=32))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    if variant == "smoke":
+        config.model.block_out_channels = (16, 32, 32)
+        config.model.text_width = 32
+        config.data.variants = 1
+        config.data.olivetti_variants = 1
+        config.train.num_steps = 6
+        config.train.batch_size = 8
+        config.train.warmup = 2
+        config.train.log_every = 2
+        config.train.checkpoint_every = 4
+        config.sample.count = 4
+        config.sample.steps = 2
+    elif variant:
+        raise ValueError(f"configs/face_base.py has no variant {variant!r}; it has: smoke")
+    return config

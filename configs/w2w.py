@@ -1,0 +1,67 @@
+"""weights2weights on real faces: build a space of face models, then sample, edit and invert in it.
+
+Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", NeurIPS 2024.
+Command:  python launch.py --config=configs/w2w.py
+Cost and numbers: w2w/README.md.
+Variants: smoke (CI), gpu (more models, more steps, for one accelerator).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "w2w"
+    config.experiment = "w2w.experiment"
+    config.seed = 0
+    config.base = ConfigDict(
+        dict(train=False, path="w2w/weights/face_base.safetensors", class_images=64)
+    )
+    config.prompts = ConfigDict(dict(instance="sks person", class_="person"))
+    config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
+    config.lora = ConfigDict(dict(rank=1, alpha=1.0))
+    config.faces = ConfigDict(dict(image_size=64, models=240, frames=10))
+    config.adapter = ConfigDict(
+        dict(
+            num_steps=80,
+            batch=3,
+            class_batch=1,
+            learning_rate=0.02,
+            prior_weight=1.0,
+            weight_decay=0.0,
+            time_mean=0.3,
+            time_std=1.0,
+            group=24,
+        )
+    )
+    config.space = ConfigDict(
+        dict(components=239, counts=(15, 30, 60, 120, 200), reconstruction_ks=(10, 14))
+    )
+    config.inversion = ConfigDict(
+        dict(num_steps=100, batch=4, learning_rate=0.05, prior=0.0, time_mean=0.3, time_std=1.0)
+    )
+    config.invert = ConfigDict(
+        dict(split="test", people=10, counts=(15, 60), single=dict(learning_rate=0.02))
+    )
+    config.portraits = ConfigDict(dict(images=6))
+    config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0))
+    config.edit = ConfigDict(
+        dict(
+            components=60,
+            strengths=(-1.0, -0.5, 0.0, 0.5, 1.0),
+            images=3,
+            injection=1.0,
+            prompts=dict(male=("man", "woman"), smiling=("smiling person",), age=("old person",)),
+        )
+    )
+    if variant == "smoke":
+        config.update(_SMOKE)
+    elif variant == "gpu":
+        config.update(_GPU)
+    elif variant:
+        raise ValueError(f"configs/w2w.py has no variant {variant!r}; it has: smoke, gpu")
+    return config
+
+
+_SMOKE = {}
+_GPU = {}

@@ -1,0 +1,1 @@
+"""Idempotent generative networks (Shocher et al., ICLR 2024)."""

@@ -1,0 +1,1 @@
+"""Rosetta neurons: units that different vision networks share (Dravid et al., ICCV 2023)."""

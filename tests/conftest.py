@@ -1,0 +1,44 @@
+"""Settings of every test: CPU devices, strict promotion, few threads, one compilation cache."""
+
+import os
+import pathlib
+
+# Before jax is imported. An explicit JAX_PLATFORMS (say, cuda) wins; otherwise tests run on CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles use random weights; nothing is fetched
+# Shared by the processes of a run (xdist workers, launched subprocesses) and by later runs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax-compilation"),
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# Four devices, so that sharding is exercised; a computation without shardings still runs on one.
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def standard_promotion():
+    """Opts one test out of strict dtype promotion, for library code that mixes dtypes.
+
+    Write `@pytest.mark.usefixtures("standard_promotion")  # which library, which operation`.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def rank_promotion():
+    """Opts one test out of the ban on implicit rank promotion, for library code that relies on it.
+
+    Write `@pytest.mark.usefixtures("rank_promotion")  # which library, which operation`.
+    """
+    with jax.numpy_rank_promotion("allow"):
+        yield
