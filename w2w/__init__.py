@@ -1,0 +1,1 @@
+"""weights2weights: the weight space of customised diffusion models (Dravid et al., NeurIPS 2024)."""

@@ -1,0 +1,1 @@
+"""Diffusion models with text conditioning: networks, text encoder, noising process, samplers."""

@@ -1,0 +1,106 @@
+"""Scores of generated faces by networks that know nothing of the models judged.
+
+Identity is the cosine of face descriptors (dlib's recogniser, :mod:`common.nets.face_recogniser`)
+after subtracting the mean descriptor of the training photographs; unlike the raw cosine, which is
+above 0.8 for any two faces, it is near 0 for strangers.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from common.nets import age_gender, expression, face_recogniser
+
+
+def describe(images: np.ndarray) -> np.ndarray:
+    """Face descriptors ``[..., 128]`` of images ``[..., size, size, 1]`` (uint8 or in [0, 1])."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    found = face_recogniser.embed_all(face_recogniser.load_params(), flat)
+    return found.reshape(*images.shape[:-3], -1)
+
+
+def unit(descriptors: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Centred descriptors of length 1."""
+    shifted = descriptors - centre
+    return shifted / np.linalg.norm(shifted, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Held-out photographs of the people that models are judged against.
+
+    Attributes:
+      references: centred unit descriptors ``[P, m, 128]``.
+      centre: ``[128]``.
+    """
+
+    references: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def templates(self) -> np.ndarray:
+        """Mean reference of each person, of length 1, ``[P, 128]``."""
+        mean = self.references.mean(axis=1)
+        return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+    def id_scores(self, images: np.ndarray) -> np.ndarray:
+        """Cosine of each image to its person's template.
+
+        Args:
+          images: ``[P, n, size, size, 1]``.
+
+        Returns:
+          ``[P, n]``.
+        """
+        found = unit(describe(images), self.centre)
+        return np.einsum("pnd,pd->pn", found, self.templates)
+
+    def rank1(self, images: np.ndarray) -> float:
+        """Share of images nearest to the right person, with one reference photograph of each.
+
+        Averaged over which of the reference photographs is the one.
+        """
+        found = unit(describe(images), self.centre)
+        people = np.arange(len(found))[:, None]
+        hits = [
+            np.argmax(np.einsum("pnd,qd->pnq", found, self.references[:, m]), axis=-1) == people
+            for m in range(self.references.shape[1])
+        ]
+        return float(np.mean(hits))
+
+
+def summary(scores: np.ndarray) -> dict[str, float]:
+    """Mean over people of ``scores [P, n]``, and the standard error over people."""
+    person = scores.mean(axis=1)
+    return {
+        "mean": float(person.mean()),
+        "standard_error": float(person.std(ddof=1) / np.sqrt(len(person))),
+    }
+
+
+ATTRIBUTES = ("male", "smiling", "age")
+
+
+def attribute_values(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Each of :data:`ATTRIBUTES` for images ``[..., size, size, 1]``, shape ``[...]``.
+
+    ``male`` and ``smiling`` are probabilities, ``age`` is in years.
+    """
+    flat = images.reshape(-1, *images.shape[-3:])
+    male_age = age_gender.predict_all(age_gender.load_params(), flat)
+    feelings = expression.predict_all(expression.load_params(), flat)
+    values = {"male": male_age[1], "smiling": feelings[:, 1], "age": male_age[0]}
+    return {name: np.asarray(v).reshape(images.shape[:-3]) for name, v in values.items()}
+
+
+def monotone_share(values: np.ndarray) -> float:
+    """Share of neighbouring strengths between which ``values [..., strengths]`` increase."""
+    return float(np.mean(np.diff(values, axis=-1) > 0))
+
+
+def diversity(images: np.ndarray, centre: np.ndarray) -> float:
+    """Mean of 1 - cosine over all pairs of faces in ``images [n, size, size, 1]``."""
+    found = unit(describe(images), centre)
+    cosines = found @ found.T
+    return float(1.0 - cosines[np.triu_indices(len(found), 1)].mean())
+

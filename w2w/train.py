@@ -1,0 +1,147 @@
+"""Customising the base model for many people at once: DreamBooth-LoRA as one batch axis."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from common.train_state import TrainState
+from w2w import lora, losses
+from w2w.models import FaceModel
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterRecipe:
+    """How one adapter is trained.
+
+    Attributes:
+      num_steps: optimiser steps.
+      batch: the person's photographs in each step.
+      class_batch: images of the class in each step (0: no prior preservation).
+      learning_rate: of Adam.
+      prior_weight: weight of the class half of the loss.
+      weight_decay: decoupled, as AdamW's.
+      schedule: distribution of noise levels.
+    """
+
+    num_steps: int
+    batch: int
+    class_batch: int
+    learning_rate: float
+    prior_weight: float
+    weight_decay: float
+    schedule: losses.NoiseSchedule
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW with clipped gradients and a linear decay over the last half of the steps."""
+        half = self.num_steps // 2
+        rate = optax.linear_schedule(
+            self.learning_rate, 0.05 * self.learning_rate, self.num_steps - half, half
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=self.weight_decay)
+        )
+
+
+class Shared(struct.PyTreeNode):
+    """What all adapters of a population have in common; never batched.
+
+    Attributes:
+      unet: parameters of the base network.
+      instance_text: features of the instance prompt, ``[1, length, width]``.
+      class_text: features of the class prompt, ``[1, length, width]``.
+      class_images: images of the class ``[n, size, size]`` uint8.
+    """
+
+    unet: Any
+    instance_text: jax.Array
+    class_text: jax.Array
+    class_images: jax.Array
+
+
+def adapted_predictor(
+    model: FaceModel,
+    unet: Any,
+    adapter: lora.Adapter,
+    config: lora.LoraConfig,
+    multiplier: float | jax.Array = 1.0,
+) -> losses.Predictor:
+    """``(noisy, times, text) -> clean images`` of the base network with ``adapter``, unmerged."""
+
+    def predict(noisy, times, text):
+        network = lora.adapted(model.predict, unet, adapter, config, multiplier)
+        return network(noisy, times, text)
+
+    return predict
+
+
+def pixels(images: jax.Array) -> jax.Array:
+    """uint8 ``[..., size, size]`` to float32 ``[..., size, size, 1]`` in [-1, 1]."""
+    return images.astype(jnp.float32)[..., None] / 127.5 - 1.0
+
+
+def repeat(text: jax.Array, count: int) -> jax.Array:
+    """``[1, length, width]`` to ``[count, length, width]``."""
+    return jnp.broadcast_to(text, (count, *text.shape[1:]))
+
+
+def person_loss(
+    adapter: lora.Adapter,
+    frames: jax.Array,
+    key: jax.Array,
+    shared: Shared,
+    model: FaceModel,
+    config: lora.LoraConfig,
+    recipe: AdapterRecipe,
+) -> jax.Array:
+    """DreamBooth loss of one adapter on one person's ``frames`` uint8 ``[n, size, size]``."""
+    pick_key, class_key, noise_key = jax.random.split(key, 3)
+    chosen = jax.random.randint(pick_key, (recipe.batch,), 0, frames.shape[0])
+    images = pixels(frames[chosen])
+    text = repeat(shared.instance_text, recipe.batch)
+    predict = adapted_predictor(model, shared.unet, adapter, config)
+    if recipe.class_batch == 0:
+        return losses.denoising(predict, images, text, noise_key, recipe.schedule).mean()
+    other = jax.random.randint(class_key, (recipe.class_batch,), 0, shared.class_images.shape[0])
+    return losses.dreambooth(
+        predict,
+        images,
+        text,
+        pixels(shared.class_images[other]),
+        repeat(shared.class_text, recipe.class_batch),
+        noise_key,
+        recipe.schedule,
+        recipe.prior_weight,
+    )
+
+
+def init_population(
+    key: jax.Array, count: int, shared: Shared, config: lora.LoraConfig, recipe: AdapterRecipe
+) -> TrainState:
+    """States of ``count`` adapters along a leading axis, all with the same ``a`` (gauge)."""
+    adapters = lora.init(key, shared.unet, config, n=count)
+    return jax.vmap(lambda adapter: TrainState.create(adapter, recipe.optimiser()))(adapters)
+
+
+def make_population_step(
+    model: FaceModel, config: lora.LoraConfig, recipe: AdapterRecipe
+) -> Callable[[TrainState, jax.Array, jax.Array, Shared], tuple[TrainState, jax.Array]]:
+    """Returns the pure step ``(states, frames, keys, shared) -> (states, losses [N])``.
+
+    ``states`` and ``keys [N]`` have one entry for each person, ``frames`` is uint8
+    ``[N, n, size, size]``. The base network is one set of weights for the whole batch; only the
+    thin factors of the adapters have a batch of weights.
+    """
+
+    def one(state: TrainState, frames: jax.Array, key: jax.Array, shared: Shared):
+        step_key = jax.random.fold_in(key, state.step)
+        loss, grads = jax.value_and_grad(person_loss)(
+            state.params, frames, step_key, shared, model, config, recipe
+        )
+        return state.apply_gradients(grads), loss
+
+    return jax.vmap(one, in_axes=(0, 0, 0, None))
