@@ -63,7 +63,7 @@ def main(config: config_lib.ConfigDict) -> None:
     try:
         importlib.import_module(config.experiment).run(config, workdir)
     except loop.Preempted as stop:
-        print(f"{stop}; the same command continues", file=sys.stderr)
+        print(f"preempted {stop}; the same command continues", file=sys.stderr)
         sys.exit(143)  # 128 + SIGTERM
     except loop.NonFiniteLoss as stop:
         sys.exit(f"stopped: {stop}")

@@ -52,17 +52,6 @@ def _describe(flat: Mapping[str, Any]) -> dict[str, list]:
     return {name: [list(np.shape(leaf)), str(jnp.result_type(leaf))] for name, leaf in flat.items()}
 
 
-def _copy_leaf(leaf: Any) -> Any:
-    """Returns a copy that later donation of `leaf` cannot touch.
-
-    An asynchronous save reads the arrays after `save` has returned. On CPU the host view of an
-    array is its device buffer itself, which the next training step reuses.
-    """
-    if isinstance(leaf, jax.Array):
-        return jnp.copy(leaf)
-    return np.array(leaf)
-
-
 class CheckpointMismatchError(ValueError):
     """The state template differs from the checkpoint in a leaf's presence, shape or dtype."""
 
@@ -136,7 +125,8 @@ class Checkpointer:
         if iterator is not None:
             meta["iterator"] = _json_value(iterator.get_state(), "state of the data iterator")
         if self._async:
-            flat = {name: _copy_leaf(leaf) for name, leaf in flat.items()}
+            # JAX does not reuse a buffer that the writing thread still reads; NumPy would.
+            flat = {k: v if isinstance(v, jax.Array) else np.array(v) for k, v in flat.items()}
         self._manager.save(
             int(step),
             args=ocp.args.Composite(

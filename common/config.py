@@ -203,10 +203,8 @@ def _find(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key to a value of the type it has."""
+    """Sets a dotted key to a value of the type it has; ConfigDict makes a float of an int."""
     owner, leaf = _find(config, key)
-    if isinstance(value, int) and not isinstance(value, bool) and owner.get_type(leaf) is float:
-        value = float(value)
     try:
         owner[leaf] = value
     except TypeError as error:

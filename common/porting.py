@@ -1,9 +1,10 @@
-"""Rule-based porting of named weight tensors into a parameter tree, with nothing left over on either side.
+"""Rule-based porting of named weights into a parameter tree, with nothing left over on either side.
 
-A rule is `(pattern, target, transform)`. The pattern is a regular expression for the whole source name;
-the target is a "/"-joined parameter path in which `\\1`, `\\g<name>` stand for the pattern's groups; the
-transform maps the source array to the target array. The first rule that matches a name is used. A rule
-with target `DROP` consumes tensors that have no counterpart (for instance `num_batches_tracked`).
+A rule is `(pattern, target, transform)`. The pattern is a regular expression for the whole source
+name; the target is a "/"-joined parameter path in which `\\1`, `\\g<name>` stand for the pattern's
+groups; the transform maps the source array to the target array. The first rule that matches a name
+is used. A rule with target `DROP` consumes tensors that have no counterpart (for instance
+`num_batches_tracked`).
 """
 
 import re
@@ -14,8 +15,8 @@ import jax
 import numpy as np
 
 __all__ = [
-    "DROP", "PortingError", "Rule", "conv_oihw_to_hwio", "conv_transpose_iohw_to_hwio", "depthwise_hwim_to_hwio",
-    "identity", "linear_oi_to_io", "port", "reshape", "squeeze",
+    "DROP", "PortingError", "Rule", "conv_oihw_to_hwio", "conv_transpose_iohw_to_hwio",
+    "depthwise_hwim_to_hwio", "identity", "linear_oi_to_io", "port", "reshape", "squeeze",
 ]
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -43,8 +44,8 @@ def conv_oihw_to_hwio(array: np.ndarray) -> np.ndarray:
 def conv_transpose_iohw_to_hwio(array: np.ndarray) -> np.ndarray:
     """Transposed convolution kernel `[in, out, kh, kw]` (PyTorch) -> `[kh, kw, in, out]` (Flax).
 
-    PyTorch scatters with the kernel as stored, Flax (`transpose_kernel=False`) correlates with it, so
-    the spatial axes are flipped.
+    PyTorch scatters with the kernel as stored, Flax (`transpose_kernel=False`) correlates with it,
+    so the spatial axes are flipped.
     """
     if array.ndim != 4:
         raise ValueError(f"expected a kernel with 4 axes, found shape {array.shape}")
@@ -52,7 +53,7 @@ def conv_transpose_iohw_to_hwio(array: np.ndarray) -> np.ndarray:
 
 
 def depthwise_hwim_to_hwio(array: np.ndarray) -> np.ndarray:
-    """Depthwise kernel `[kh, kw, in, multiplier]` (TensorFlow) -> `[kh, kw, 1, in * multiplier]`."""
+    """Depthwise kernel `[kh, kw, in, multiplier]` (TensorFlow) -> `[kh, kw, 1, in*multiplier]`."""
     if array.ndim != 4:
         raise ValueError(f"expected a kernel with 4 axes, found shape {array.shape}")
     return array.reshape(*array.shape[:2], 1, -1)
@@ -117,9 +118,11 @@ def port(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target_shapes:
             raise PortingError(f"{name} -> {target}: {error}") from error
         expected = targets[target]
         if value.shape != tuple(expected.shape):
-            faults.append(f"{name} -> {target}: shape {value.shape}, expected {tuple(expected.shape)}")
+            faults.append(
+                f"{name} -> {target}: shape {value.shape}, expected {tuple(expected.shape)}")
         filled[target], origin[target] = value.astype(expected.dtype), name
-    missing = [f"{path} {tuple(leaf.shape)}" for path, leaf in targets.items() if path not in filled]
+    missing = [
+        f"{path} {tuple(leaf.shape)}" for path, leaf in targets.items() if path not in filled]
     problems = [
         f"{title} ({len(items)}): {', '.join(items)}"
         for title, items in (

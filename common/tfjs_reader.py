@@ -1,9 +1,9 @@
 """Reader for weights in the TensorFlow.js layout: a JSON manifest beside binary shards.
 
-A manifest is a list of groups `{"paths": [shard, ...], "weights": [entry, ...]}`. The shards of a group,
-concatenated, hold its tensors one after another in C order and little-endian bytes. An entry names a
-tensor with shape and dtype; with a `quantization` record the bytes are of that record's dtype and the
-value is `q * scale + min` (uint8, uint16) or a plain cast (float16).
+A manifest is a list of groups `{"paths": [shard, ...], "weights": [entry, ...]}`. The shards of a
+group, concatenated, hold its tensors one after another in C order and little-endian bytes. An entry
+names a tensor with shape and dtype; with a `quantization` record the bytes are of that record's
+dtype and the value is `q * scale + min` (uint8, uint16) or a plain cast (float16).
 Format: https://github.com/tensorflow/tfjs (`WeightsManifestConfig` of tfjs-core).
 """
 
@@ -46,7 +46,8 @@ def read_manifest(manifest_path: str | os.PathLike[str]) -> dict[str, np.ndarray
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not a JSON manifest ({error})") from error
     if not isinstance(groups, list):
-        raise ManifestError(f"{path}: expected a list of weight groups, found {type(groups).__name__}")
+        raise ManifestError(
+            f"{path}: expected a list of weight groups, found {type(groups).__name__}")
     tensors: dict[str, np.ndarray] = {}
     for number, group in enumerate(groups):
         try:
@@ -80,7 +81,8 @@ def _tensor(
     try:
         name, shape, dtype = entry["name"], tuple(entry["shape"]), entry["dtype"]
     except (KeyError, TypeError) as error:
-        raise ManifestError(f"{path}: a weight entry lacks name, shape or dtype: {entry!r}") from error
+        raise ManifestError(
+            f"{path}: a weight entry lacks name, shape or dtype: {entry!r}") from error
     quantisation = entry.get("quantization")
     stored = quantisation["dtype"] if quantisation else dtype
     known = _QUANTISED if quantisation else _DTYPES

@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(num_steps=100, batch=4, learning_rate=0.05, prior=0.0, time_mean=0.3, time_std=1.0)
     )
     config.invert = ConfigDict(
-        dict(split="test", people=10, counts=(15, 60), single=dict(learning_rate=0.02))
+        dict(split="test", people=10, counts=(15, 60))
     )
     config.portraits = ConfigDict(dict(images=6))
     config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0))
@@ -63,5 +63,25 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
-_SMOKE = {}
-_GPU = {}
+_SMOKE = dict(
+    base=dict(class_images=4),
+    sample=dict(steps=2),
+    faces=dict(models=12, frames=5),
+    adapter=dict(num_steps=3, group=4, batch=2),
+    space=dict(components=11, counts=(4, 8), reconstruction_ks=(2, 3)),
+    inversion=dict(num_steps=3, batch=2),
+    invert=dict(people=4, counts=(6,)),
+    portraits=dict(images=2),
+    new=dict(samples=4, sample_images=2),
+    edit=dict(components=4, strengths=(-1.0, 0.0, 1.0), images=2),
+)
+_GPU = dict(
+    faces=dict(models=1024),
+    adapter=dict(num_steps=400, batch=6, class_batch=2, group=128),
+    space=dict(components=1000, counts=(30, 100, 300, 800), reconstruction_ks=(10, 29)),
+    inversion=dict(num_steps=400, batch=8),
+    invert=dict(counts=(30, 100, 300)),
+    portraits=dict(images=16),
+    new=dict(samples=128),
+    edit=dict(components=200, images=8),
+)

@@ -1,1 +1,1 @@
-"""Generative and multimodal models of medical images: medXGAN explanations, AC-GAN, fusion, latent traversal."""
+"""Generative and multimodal models of medical images (medXGAN, AC-GAN, DeepCOVID-Fuse)."""

@@ -1,1 +1,1 @@
-"""weights2weights: the weight space of customised diffusion models (Dravid et al., NeurIPS 2024)."""
+"""weights2weights: the weight space of customised diffusion models (Dravid et al., 2024)."""

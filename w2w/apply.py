@@ -35,9 +35,8 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
     """Stage: adapters of people outside the space, by four ways.
 
     ``w2w``: coefficients from one photograph; ``w2w-N``: the same in the space of the first N
-    models; ``single``: an unconstrained adapter on the same photograph, with the same number of
-    steps and images; ``multi``: an unconstrained adapter on five photographs with the recipe of
-    the population.
+    models; ``single``: an unconstrained adapter on the same photograph; ``multi``: one on five
+    photographs. The unconstrained ones have the recipe of the population.
     """
     ctx = context.load(config, inputs["base"])
     table = context.load_faces(inputs["faces"])
@@ -67,13 +66,12 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
             space = subspace.fit(
                 population["vectors"][:count], min(config.components, count - 1)
             )
-            _, arrays[f"w2w-{count}"] = _timed(f"inversion, {count}", lambda s=space: solve(s))
+            padded = subspace.widen(space, full.k)
+            _, arrays[f"w2w-{count}"] = _timed(f"inversion, {count}", lambda s=padded: solve(s))
     who_array = np.asarray(who, np.int32)
-    single = config.copy_and_resolve_references()
-    single.adapter.update(config.single)
-    single.adapter.num_steps = config.inversion.num_steps
-    arrays["single"] = build.fit_adapters(ctx, one, who_array, single, out / "single")
-    arrays["multi"] = build.fit_adapters(ctx, many, who_array, config, out / "multi")
+    for name, photos in (("single", one), ("multi", many)):
+        frames = np.tile(photos, (1, many.shape[1] // photos.shape[1], 1, 1))
+        arrays[name] = build.fit_adapters(ctx, frames, who_array, config, out / name)
     storage.save_arrays(out / "inverted.safetensors", {**arrays, "person": who_array})
 
 

@@ -13,14 +13,18 @@ from w2w import base, losses, models
 
 def run(config, workdir: Path) -> None:
     """Runs the stages of ``configs/face_base.py`` in ``workdir``."""
-    stages = Pipeline(workdir)
+    folder = stages_of(Pipeline(workdir), config)
+    print(f"weights: {folder / 'face_base.safetensors'}; samples: {folder / 'samples.png'}")
+
+
+def stages_of(stages: Pipeline, config) -> Path:
+    """Runs the stages ``base_data`` and ``train``; returns the folder of the weights."""
     shared = {"model": config.model, "seed": config.seed}
-    stages.stage("data", base.prepare, ConfigDict({**shared, **config.data}))
+    stages.stage("base_data", base.prepare, ConfigDict({**shared, **config.data}))
     train = ConfigDict(
         {**shared, **config.train, "mesh": config.mesh, "sample": config.sample}
     )
-    folder = stages.stage("train", train_base, train, needs=("data",))
-    print(f"weights: {folder / 'face_base.safetensors'}; samples: {folder / 'samples.png'}")
+    return stages.stage("train", train_base, train, needs=("base_data",))
 
 
 def recipe(config) -> base.BaseRecipe:
@@ -33,7 +37,7 @@ def train_base(config, inputs: dict[str, Path], out: Path) -> None:
     """Stage: trains the model and exports its moving average."""
     model = base.face_model(config["model"])
     settings = recipe(config)
-    bank, _ = storage.load_arrays(inputs["data"] / "bank.safetensors")
+    bank, _ = storage.load_arrays(inputs["base_data"] / "bank.safetensors")
     mesh = sharding.make_mesh(config["mesh"]["data"], config["mesh"]["fsdp"])
     key = jax.random.key(config["seed"])
     state = base.init_state(rng.stream(key, "init"), model, settings)

@@ -118,7 +118,7 @@ def fit_adapters(
     mesh = sharding.make_mesh()
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shared = jax.device_put(ctx.shared, NamedSharding(mesh, PartitionSpec()))
-    step = jax.jit(train.make_population_step(ctx.model, ctx.lora_config, recipe), donate_argnums=0)
+    step = train.compiled_population_step(ctx.model, ctx.lora_config, recipe)
     init_key, data_key = context.key(config, "adapter"), context.key(config, "frames")
     parts = []
     groups = population.groups(len(frames), config.adapter.group, mesh.devices.size)
@@ -126,13 +126,9 @@ def fit_adapters(
         path = folder / f"{number:04d}.safetensors"
         if not path.is_file():
             start = time.perf_counter()
-            init = jax.jit(
-                lambda key, n=len(group.indices): train.init_population(
-                    key, n, ctx.shared, ctx.lora_config, recipe
-                ),
-                out_shardings=rows,
-            )
-            states = init(init_key)
+            size = len(group.indices)
+            states = train.init_population(init_key, size, ctx.shared, ctx.lora_config, recipe)
+            states = jax.device_put(states, rows)
             keys = jax.device_put(
                 jax.vmap(lambda i: jax.random.fold_in(data_key, i))(
                     jnp.asarray(identity[group.indices])

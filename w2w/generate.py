@@ -100,7 +100,7 @@ def draw(
     vectors = jnp.asarray(vectors)
     early = vectors if before is None else jnp.asarray(before)
     if early.shape != vectors.shape:
-        raise ValueError(f"adapters before {early.shape} and after {vectors.shape} injection differ")
+        raise ValueError(f"adapters before {early.shape}, after {vectors.shape}")
     text = model.encode(params, model.tokenizer(prompts))
     empty = model.encode(params, model.tokenizer([""]))
     count = vectors.shape[0]

@@ -6,6 +6,7 @@ at once, as one batch axis.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -119,6 +120,14 @@ def make_inversion_step(
     return jax.vmap(one, in_axes=(0, 0, 0, 0, None, None))
 
 
+@functools.cache
+def compiled_inversion_step(
+    model: FaceModel, config: lora.LoraConfig, layout: lora.Layout, recipe: InversionRecipe
+) -> Callable:
+    """The jitted step with donated states; one compilation for all spaces of equal size."""
+    return jax.jit(make_inversion_step(model, config, layout, recipe), donate_argnums=0)
+
+
 def invert(
     images: jax.Array,
     key: jax.Array,
@@ -149,7 +158,7 @@ def invert(
       FloatingPointError: if a loss is not finite.
     """
     people = images.shape[0]
-    step = jax.jit(make_inversion_step(model, config, layout, recipe), donate_argnums=0)
+    step = compiled_inversion_step(model, config, layout, recipe)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(people))
     states = init_inversion(people, space.k, recipe)
     for number in range(recipe.num_steps):

@@ -160,8 +160,10 @@ def _kernel_path(
 def intercept(adapter: Adapter, config: LoraConfig, multiplier: ArrayLike = 1.0) -> Iterator[None]:
     """Within this context, adapted ``nn.Dense`` layers add ``multiplier * scale * (x a) b``.
 
-    Works under jit, vmap, grad and ``nn.remat``; not around ``nn.jit`` or ``nn.scan``, which trace
-    a layer once for several calls. Contexts can be nested: the updates add up.
+    Works under jit, vmap, grad and ``nn.remat``. What is called inside must not be jitted itself
+    (nor use ``nn.jit`` or ``nn.scan``): a function that keeps the trace of an earlier call would
+    keep its adapter, too. Put the context and the call inside ``jax.jit`` together. Contexts can be
+    nested: the updates add up.
 
     Raises:
       ValueError: on leaving, if a module of the adapter was never called.
@@ -188,7 +190,10 @@ def intercept(adapter: Adapter, config: LoraConfig, multiplier: ArrayLike = 1.0)
     with nn.intercept_methods(interceptor):
         yield
     if unused:
-        raise ValueError(f"adapter modules that the network never called: {sorted(unused)}")
+        raise ValueError(
+            f"adapter modules that the network never called: {sorted(unused)}; either it has no "
+            "such modules, or a jitted function inside reused the trace of an earlier call"
+        )
 
 
 def adapted(
@@ -209,7 +214,12 @@ def adapted(
       adapter: the adapter.
       config: gives the scale.
       multiplier: extra factor, may be traced; 0 is the base network exactly.
+
+    Raises:
+      TypeError: ``apply_fn`` is jitted, see :func:`intercept`; jit the result instead.
     """
+    if hasattr(apply_fn, "lower") and hasattr(apply_fn, "trace"):
+        raise TypeError("apply_fn is a jitted function; pass the plain one and jit around adapted")
 
     def call(*args, **kwargs):
         with intercept(adapter, config, multiplier):

@@ -135,6 +135,20 @@ def truncate(space: Subspace, k: int) -> Subspace:
     return space.replace(components=space.components[:k], variances=space.variances[:k])
 
 
+def widen(space: Subspace, k: int) -> Subspace:
+    """The same space with ``k`` components, the added ones zero and without variance.
+
+    Spaces of different sizes then run through one compiled program.
+    """
+    if k < space.k:
+        raise ValueError(f"k = {k} is less than the space's {space.k} components")
+    more = k - space.k
+    return space.replace(
+        components=jnp.pad(space.components, ((0, more), (0, 0))),
+        variances=jnp.pad(space.variances, (0, more)),
+    )
+
+
 def explained_variance(space: Subspace) -> jax.Array:
     """Share of the standardised variance that each component explains, ``[k]``.
 

@@ -1,6 +1,7 @@
 """Customising the base model for many people at once: DreamBooth-LoRA as one batch axis."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -145,3 +146,11 @@ def make_population_step(
         return state.apply_gradients(grads), loss
 
     return jax.vmap(one, in_axes=(0, 0, 0, None))
+
+
+@functools.cache
+def compiled_population_step(
+    model: FaceModel, config: lora.LoraConfig, recipe: AdapterRecipe
+) -> Callable:
+    """The jitted step with donated states; one compilation for all calls of equal shapes."""
+    return jax.jit(make_population_step(model, config, recipe), donate_argnums=0)

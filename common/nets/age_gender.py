@@ -1,13 +1,15 @@
 """Apparent age and gender of a face: face-api.js's network, a small Xception with two linear heads.
 
-Architecture: blocks of depthwise separable convolutions with residual connections, after F. Chollet,
-"Xception", CVPR 2017, as "AgeGenderNet" of face-api.js 0.22 (V. Muehler, MIT): entry flow with two
-reductions, two middle blocks, one reduction to 256 channels, a separable convolution to 512, average
-pooling. The published mean absolute error in age is 3.6 years on the test part of UTKFace and the
-gender accuracy 95 % (face-api.js documentation); "gender" means the binary label of those data sets as
-read from a photograph, not a fact about the person shown.
+Architecture: blocks of depthwise separable convolutions with residual connections, after F.
+Chollet, "Xception", CVPR 2017, as "AgeGenderNet" of face-api.js 0.22 (V. Muehler, MIT): entry flow
+with two reductions, two middle blocks, one reduction to 256 channels, a separable convolution to
+512, average pooling. "Gender" means the binary label of its training data as read from a
+photograph, not a fact about the person shown.
 
-Cost: 0.42 million parameters.
+Measured on 999 CelebA photographs, grey 64x64 crops against colour crops of 115x115 pixels: the
+same gender in 97 %, correlation of age 0.93, mean absolute difference 4 years.
+
+Cost: 0.42 million parameters; 0.1 billion multiply-adds an image.
 """
 
 import functools
@@ -22,9 +24,10 @@ from common import porting, registry, tfjs_reader
 from common.nets import face_images
 from common.nets.separable import SeparableConv
 
-__all__ = ["AgeGender", "load_params", "predict", "predict_all"]
+__all__ = ["MARGIN", "AgeGender", "load_params", "predict", "predict_all"]
 
 INPUT_SIZE = 112
+MARGIN = 0.05  # border that tight 64x64 crops need, see `predict`
 MIDDLE_BLOCKS = 2
 
 RULES: tuple[porting.Rule, ...] = (
@@ -41,7 +44,7 @@ RULES: tuple[porting.Rule, ...] = (
 
 
 class ReductionBlock(nn.Module):
-    """Two separable convolutions and 3x3 maximum pooling with stride 2, plus a strided projection."""
+    """Two separable convolutions and maximum pooling with stride 2, plus a strided projection."""
 
     channels: int
     activate_input: bool = True
@@ -74,7 +77,7 @@ class AgeGender(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = nn.relu(nn.Conv(32, (3, 3), 2, "SAME", name="conv_in")(x / 256.0))
+        x = nn.relu(nn.Conv(32, (3, 3), 2, "SAME", name="conv_in")(x))
         x = ReductionBlock(64, activate_input=False, name="reduction_block_0")(x)
         x = ReductionBlock(128, name="reduction_block_1")(x)
         for index in range(MIDDLE_BLOCKS):
@@ -100,14 +103,17 @@ def load_params() -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames="margin")
 def predict(
-    params: dict[str, Any], images: jax.Array, margin: float = 0.0
+    params: dict[str, Any], images: jax.Array, margin: float = MARGIN
 ) -> tuple[jax.Array, jax.Array]:
     """Estimates age and gender.
 
     Args:
         params: from `load_params`.
         images: `[batch, height, width, channels]` in [0, 1], one upright face each; grey or RGB.
-        margin: border by edge repetition, as a fraction of the size.
+        margin: border by edge repetition, as a fraction of the size. The default suits crops from
+            above the eyebrows to the chin; use 0 for crops that show the whole head. The age
+            depends on it: on 999 grey 64x64 CelebA faces a border of 0.15 lowers the mean by 11
+            years.
 
     Returns:
         Apparent age in years and probability of the label "male", each `[batch]`.
@@ -118,7 +124,8 @@ def predict(
 
 
 def predict_all(
-    params: dict[str, Any], images: np.ndarray, batch_size: int = 64, margin: float = 0.0
+    params: dict[str, Any], images: np.ndarray, batch_size: int = 64, margin: float = MARGIN
 ) -> tuple[np.ndarray, np.ndarray]:
     """Applies `predict` to any number of images (uint8 or [0, 1]) in batches."""
-    return face_images.in_batches(functools.partial(predict, margin=margin), params, images, batch_size)
+    function = functools.partial(predict, margin=margin)
+    return face_images.in_batches(function, params, images, batch_size)

@@ -9,8 +9,8 @@ import numpy as np
 
 __all__ = ["MEAN_RGB", "in_batches", "prepare"]
 
-# Mean colour of the networks' training photographs, in units of 1/255 (King, dlib; face-api.js).
-MEAN_RGB = (122.782, 117.001, 104.298)
+# Mean colour of the networks' training photographs (King, dlib; face-api.js).
+MEAN_RGB = (122.782 / 255, 117.001 / 255, 104.298 / 255)
 
 
 def prepare(images: jax.Array, size: int, margin: float = 0.0) -> jax.Array:
@@ -23,8 +23,8 @@ def prepare(images: jax.Array, size: int, margin: float = 0.0) -> jax.Array:
             A tightly cropped face needs one, because the networks were trained with some surround.
 
     Returns:
-        `[batch, size, size, 3]`, in units of 1/255 with `MEAN_RGB` subtracted. Resampling is bilinear
-        with half-pixel centres, with anti-aliasing where it shrinks.
+        `[batch, size, size, 3]` with `MEAN_RGB` subtracted. Resampling is bilinear with half-pixel
+        centres, with anti-aliasing where it shrinks.
 
     Raises:
         ValueError: not four axes, or channels other than 1 or 3.
@@ -36,7 +36,7 @@ def prepare(images: jax.Array, size: int, margin: float = 0.0) -> jax.Array:
     rows, columns = round(height * margin), round(width * margin)
     x = jnp.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
     x = jax.image.resize(x, (batch, size, size, channels), "linear")
-    return x * 255.0 - jnp.asarray(MEAN_RGB, x.dtype)
+    return x - jnp.asarray(MEAN_RGB, x.dtype).reshape(1, 1, 1, 3)
 
 
 def in_batches(
@@ -47,7 +47,8 @@ def in_batches(
     Args:
         function: returns arrays (in any pytree) with the batch as first axis.
         params: first argument of `function`.
-        images: `[count, height, width, channels]` or `[count, height, width]`; uint8 is divided by 255.
+        images: `[count, height, width, channels]` or `[count, height, width]`; uint8 is divided by
+        255.
         batch_size: images a call; the last batch is padded to it and the padding is cut off.
 
     Returns:

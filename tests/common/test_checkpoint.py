@@ -94,6 +94,15 @@ def test_typed_keys_and_shardings(open_checkpointer):
     np.testing.assert_array_equal(restored["w"], state["w"])
 
 
+def test_asynchronous_save_copies_host_arrays(open_checkpointer):
+    checkpointer = open_checkpointer()
+    array = np.ones((512, 1024), np.float32)
+    checkpointer.save(1, {"w": array})
+    array[:] = 2.0
+    restored, _ = checkpointer.restore_latest({"w": jnp.zeros((512, 1024))})
+    assert np.unique(restored["w"]).tolist() == [1.0]
+
+
 def test_keeps_the_newest(open_checkpointer, tmp_path):
     checkpointer = open_checkpointer(keep=2)
     for step in (1, 2, 3, 4):

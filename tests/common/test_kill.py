@@ -27,7 +27,7 @@ def _start(folder):
 
 
 def _finish(process):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -46,7 +46,7 @@ def _interrupt(process, after, delay, number):
             time.sleep(delay)
             process.send_signal(number)
             break
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate(timeout=300)
     assert last is not None, "".join(lines) + rest
     return process.returncode, last
 

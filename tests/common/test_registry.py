@@ -239,7 +239,7 @@ def test_two_processes_download_once(toy, cache, tmp_path, monkeypatch):
         )
         for _ in range(2)
     ]
-    said = {process.communicate(timeout=60)[0] for process in running}
+    said = {process.communicate(timeout=300)[0] for process in running}
     assert [process.returncode for process in running] == [0, 0]
     assert said == {f"{registry.fetch('toy')}\n"}
     assert (tmp_path / "count").read_text() == "once\n"
@@ -406,11 +406,20 @@ def test_pip_does_not_execute_a_source_distribution(cache, tmp_path, monkeypatch
 def test_pip_compares_the_sum_before_it_looks_inside(cache, tmp_path, monkeypatch):
     path = make_sdist(tmp_path, monkeypatch)
     expected = ARTEFACTS["toy"].sha256
-    path.write_bytes(tar_bytes({"toy_sdist-1.0/setup.py": b"forged"}, "w:gz"))
+    # A forged archive may bring a build backend of its own, which pip would execute.
+    evil = f"import pathlib; pathlib.Path({str(tmp_path / 'executed')!r}).touch()"
+    forged = {
+        "pyproject.toml": b"[build-system]\nrequires = []\n"
+        b"build-backend = 'evil'\nbackend-path = ['.']\n",
+        "evil.py": evil.encode(),
+    }
+    named = {f"toy_sdist-1.0/{name}": data for name, data in forged.items()}
+    path.write_bytes(tar_bytes(named, "w:gz"))
     with pytest.raises(registry.ChecksumMismatch) as caught:
         registry.fetch("toy")
     assert expected in str(caught.value)
     assert hashlib.sha256(path.read_bytes()).hexdigest() in str(caught.value)
+    assert not (tmp_path / "executed").exists()
     assert left_over(cache) == []
 
 

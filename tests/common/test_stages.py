@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from common import stages, storage
 
+# The only function-scoped fixture around the property test is `fast_disk`, which has no state.
+FIXTURE = [HealthCheck.function_scoped_fixture]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -57,6 +59,12 @@ class Study:
         pipeline.stage("add", self.add, {}, needs=["count"], version=version)
         out = pipeline.stage("tell", self.tell, ConfigDict({"word": word}), needs=["add"])
         return (out / "text").read_text()
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch):
+    """Processes are killed here, never the machine, so nothing needs to reach the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -119,44 +127,17 @@ class Killed(BaseException):
     """Stands for a process that ends here."""
 
 
-def test_interruption_at_every_file_operation_is_recovered(tmp_path, monkeypatch):
-    """The k-th rename, replace, mkdir or removal kills the run, for every k, before or after it."""
-    operations = [(pathlib.Path, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "mkdir")]
-    operations.append((shutil, "rmtree"))
-    reference = Study(tmp_path / "reference")
-    reference.run(parts=2)
-    expected = reference.run(parts=3)
-    points = 0
-    for after in (False, True):
-        for k in range(1000):
-            study = Study(tmp_path / f"{after}-{k}")
-            study.run(parts=2)  # so that the killed run replaces results
-            left = [k]
-            with monkeypatch.context() as patch:
-                for owner, name in operations:
-                    patch.setattr(owner, name, _fuse(getattr(owner, name), left, after))
-                try:
-                    assert study.run(parts=3) == expected
-                    break  # fewer than k operations: every point was tried
-                except Killed:
-                    points += 1
-            done_before = [c for c in study.calls if c.startswith("count")]
-            assert study.run(parts=3) == expected
-            repeated = [c for c in study.calls if c in done_before]
-            assert len(repeated) <= 1, f"point {k}: repeated {repeated}"
-            assert sorted(p.name for p in (study.workdir / "stages").iterdir()) == [
-                "add",
-                "count",
-                "tell",
-            ]
-    assert points > 30
+def _fuse(operation, left, mode):
+    """`operation`, whose call number `left[0]` kills the process before, after or half way."""
 
-
-def _fuse(operation, left, after):
     def run(*arguments, **keywords):
         burnt = left[0] == 0
         left[0] -= 1
-        if burnt and not after:
+        if burnt and mode == "half" and operation is shutil.rmtree:
+            for path in pathlib.Path(arguments[0]).glob("*"):
+                if path.name != stages.RECORD:
+                    path.unlink()
+        if burnt and mode != "after":
             raise Killed
         result = operation(*arguments, **keywords)
         if burnt:
@@ -164,6 +145,52 @@ def _fuse(operation, left, after):
         return result
 
     return run
+
+
+@pytest.mark.parametrize("mode", ["before", "half", "after"])
+def test_interruption_at_every_file_operation_is_recovered(tmp_path, monkeypatch, mode):
+    """The k-th rename, replace, mkdir or removal kills the run, for every k."""
+    owners = [(pathlib.Path, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "mkdir")]
+    owners.append((shutil, "rmtree"))
+    reference = Study(tmp_path / "reference")
+    old, new = reference.run(parts=2), reference.run(parts=3)
+    for k in range(1000):
+        studies = [Study(tmp_path / f"{k}-{goal}") for goal in ("new", "old")]
+        for study in studies:
+            study.run(parts=2)  # so that the killed run replaces results
+            with monkeypatch.context() as patch:
+                left = [k]
+                for owner, name in owners:
+                    patch.setattr(owner, name, _fuse(getattr(owner, name), left, mode))
+                try:
+                    assert study.run(parts=3) == new
+                except Killed:
+                    pass
+            finished = left[0] >= 0
+        if finished:  # fewer than k operations: every point was tried
+            break
+        forward, back = studies
+        counted = [call for call in forward.calls if call.startswith("count")]
+        assert forward.run(parts=3) == new
+        assert len([call for call in forward.calls if call in counted]) <= 1, f"point {k}"
+        assert back.run(parts=2) == old  # nothing half-removed is taken for the old result
+        found = {path.name for path in (forward.workdir / "stages").iterdir()}
+        assert found == {"add", "count", "tell"}, f"point {k}"
+    assert k > 15
+
+
+def test_a_stage_that_returned_is_not_called_again(study, monkeypatch):
+    def killed(partial, done):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_publish", killed)
+        with pytest.raises(Killed):
+            study.run()
+    assert study.calls == ["count 0", "count 1", "count 2"]
+    assert study.run() == "sum 6 3"
+    assert study.calls == ["add", "tell"]
+    assert study.lines[0].startswith("count: done before")
 
 
 SCRIPT = """
@@ -203,7 +230,7 @@ def test_sigkill_at_random_moments_and_resume(tmp_path):
             time.sleep(rng.uniform(0.05, 0.3))
             child.kill()
         assert first == "ready\n" and child.returncode == -signal.SIGKILL
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str({"value": value, "step": 20})
 
@@ -238,7 +265,7 @@ def test_record_holds_configuration_seconds_and_versions(study):
     assert {"python", "jax", "numpy"} <= set(record["versions"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=FIXTURE)
 @given(
     shape=st.lists(st.integers(0, 4), max_size=3),
     dtype=st.sampled_from(["float32", "float64", "int8", "uint8", "int64", "bool", "float16"]),

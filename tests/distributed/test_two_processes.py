@@ -42,10 +42,11 @@ def _finish(processes, code=0):
     outputs = []
     try:
         for process in processes:
-            outputs.append(process.communicate(timeout=150)[0])
+            outputs.append(process.communicate(timeout=400)[0])
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert [p.returncode for p in processes] == [code] * len(processes), "\n".join(outputs)
     return outputs
 

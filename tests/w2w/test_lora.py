@@ -345,6 +345,19 @@ def test_contexts_add_up_and_unused_modules_are_errors(base):
         lora.adapted(call, params, first, lora.LoraConfig(rank=2))(x, text)
 
 
+def test_jitted_functions_inside_are_errors(base):
+    """They would go on using the adapter of their first call."""
+    params, x, text = base
+    config, _, adapter = make(params)
+    with pytest.raises(TypeError, match="jitted"):
+        lora.adapted(jitted_call, params, adapter, config)
+    inner = jax.jit(lambda *args: call(*args))
+    hidden = lora.adapted(lambda *args: inner(*args), params, adapter, config)
+    hidden(x, text)
+    with pytest.raises(ValueError, match="reused the trace"):
+        hidden(x, text)
+
+
 def test_half_precision_keeps_types(base):
     params, x, text = base
     config, _, adapter = make(params)

@@ -84,7 +84,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Residual block: norm, SiLU, conv, time shift, norm, SiLU, conv, plus the (projected) input."""
+    """Residual block: twice norm, SiLU, conv, with a time shift between, plus the input."""
 
     features: int
     norm_groups: int

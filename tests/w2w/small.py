@@ -1,0 +1,60 @@
+"""A face model small enough for tests: 16 x 16 pixels, two levels, 12 words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from w2w import lora, losses, train
+from w2w.diffusion.text import TextConfig
+from w2w.diffusion.unet import UNetConfig
+from w2w.models import FaceModel
+
+WORDS = ("sks", "person", "man", "woman", "smiling")
+MODEL = FaceModel(
+    16,
+    WORDS,
+    UNetConfig(1, 1, 2, (8, 16), 1, (False, True), 2, 8, 2, 4),
+    TextConfig(len(WORDS) + 3, 6, 8, 1, 2),
+)
+LORA = lora.LoraConfig(rank=2, alpha=4.0)
+SCHEDULE = losses.NoiseSchedule(0.0, 1.0)
+
+
+def params(seed: int = 0) -> dict:
+    """Random parameters; output layers and biases are not zero."""
+    tree = MODEL.init(jax.random.key(seed))
+    leaves, definition = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [
+        leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(definition, moved)
+
+
+def shared(tree: dict) -> train.Shared:
+    text = MODEL.encode(tree, MODEL.tokenizer(["sks person", "person"]))
+    images = np.random.default_rng(3).integers(0, 256, (5, 16, 16)).astype(np.uint8)
+    return train.Shared(tree["unet"], text[:1], text[1:], jnp.asarray(images))
+
+
+def recipe(**changes) -> train.AdapterRecipe:
+    values = dict(
+        num_steps=4,
+        batch=2,
+        class_batch=1,
+        learning_rate=1e-2,
+        prior_weight=1.0,
+        weight_decay=0.0,
+        schedule=SCHEDULE,
+    )
+    return train.AdapterRecipe(**{**values, **changes})
+
+
+def layout(tree: dict) -> lora.Layout:
+    return lora.Layout.from_params(tree["unet"], LORA)
+
+
+def adapters(tree: dict, count: int, seed: int = 7) -> jax.Array:
+    """Random flat adapters ``[count, D]`` with an effect."""
+    return 0.3 * jax.random.normal(jax.random.key(seed), (count, layout(tree).size))

@@ -1,0 +1,96 @@
+"""Inversion: gradients, masks, batching over people, and recovery of a planted model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.w2w import small
+from w2w import inversion, subspace
+
+
+@pytest.fixture(scope="module")
+def setting():
+    tree = small.params()
+    layout = small.layout(tree)
+    space = subspace.fit(np.asarray(small.adapters(tree, 9)), 4)
+    images = np.random.default_rng(5).integers(0, 256, (3, 2, 16, 16)).astype(np.uint8)
+    return tree, small.shared(tree), layout, space, jnp.asarray(images)
+
+
+def recipe(**changes):
+    values = dict(num_steps=3, batch=2, learning_rate=0.1, prior=0.01, schedule=small.SCHEDULE)
+    return inversion.InversionRecipe(**{**values, **changes})
+
+
+def solve(setting, images, key, **changes):
+    _, shared, layout, space, _ = setting
+    return inversion.invert(
+        images, key, space, shared, layout, small.MODEL, small.LORA, recipe(**changes)
+    )
+
+
+def loss(setting, beta, images, mask=None, key=0):
+    _, shared, layout, space, _ = setting
+    return inversion.inversion_loss(
+        beta,
+        images,
+        mask,
+        jax.random.key(key),
+        space,
+        shared,
+        layout,
+        small.MODEL,
+        small.LORA,
+        recipe(),
+    )
+
+
+def test_people_at_once_equal_people_one_by_one(setting):
+    images = setting[-1]
+    together = solve(setting, images, jax.random.key(0))
+    first = solve(setting, images[:1], jax.random.key(0))
+    np.testing.assert_allclose(together[0], first[0], atol=1e-5)
+    assert float(jnp.abs(together[0] - together[1]).max()) > 1e-3
+
+
+def test_gradient_equals_finite_differences(setting):
+    images = setting[-1][0]
+    beta = 0.3 * jax.random.normal(jax.random.key(4), (4,))
+    gradient = jax.grad(lambda b: loss(setting, b, images))(beta)
+    for i in range(4):
+        step = 1e-2 * jax.nn.one_hot(i, 4)
+        numeric = (loss(setting, beta + step, images) - loss(setting, beta - step, images)) / 2e-2
+        np.testing.assert_allclose(gradient[i], numeric, rtol=2e-2, atol=2e-4)
+
+
+def test_masked_loss_ignores_the_target_outside_the_mask(setting):
+    images = setting[-1][0]
+    mask = jnp.zeros((2, 16, 16)).at[:, 4:12, 4:12].set(1.0)
+    beta = jnp.zeros(4)
+    # A denoiser sees the whole noisy image, so only the target outside the mask may change freely.
+    from w2w.diffusion import flow
+
+    predicted = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 1)), jnp.float32)
+    target = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 16, 1)), jnp.float32)
+    changed = target.at[:, :4].add(3.0)
+    times = jnp.array([0.4, 0.8])
+    one = flow.velocity_loss(predicted, target, times, mask[..., None])
+    other = flow.velocity_loss(predicted, changed, times, mask[..., None])
+    np.testing.assert_array_equal(one, other)
+    by_hand = (((predicted - target) * mask[..., None]) ** 2).sum((1, 2, 3)) / 256 / times**2
+    np.testing.assert_allclose(one, by_hand, rtol=1e-5)
+    full = loss(setting, beta, images, jnp.ones((2, 16, 16)))
+    np.testing.assert_allclose(full, loss(setting, beta, images), rtol=1e-6)
+    assert float(loss(setting, beta, images, mask)) < float(full)
+
+
+def test_more_steps_fit_better_than_the_mean_model(setting):
+    images = setting[-1][:1]
+    found = solve(setting, images, jax.random.key(1), num_steps=60, prior=0.0)
+    _, _, _, space, _ = setting
+    scaled = found[0] / jnp.sqrt(space.variances)
+    keys = range(20, 52)
+    start = np.mean([loss(setting, jnp.zeros(4), images[0], key=k) for k in keys])
+    end = np.mean([loss(setting, scaled, images[0], key=k) for k in keys])
+    assert end < start

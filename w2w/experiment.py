@@ -1,0 +1,51 @@
+"""The stages of weights2weights: build a space of models, then invert, sample and edit in it."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from common.stages import Pipeline
+from w2w import apply, base_experiment, build, judge, picture
+
+
+def run(config, workdir: Path) -> None:
+    """Runs the stages of ``configs/w2w.py`` in ``workdir``; finished ones are skipped."""
+    stages = Pipeline(workdir)
+
+    def settings(*names: str, **more) -> ConfigDict:
+        chosen = {name: config[name] for name in (*names, "seed")}
+        return ConfigDict({**chosen, **more})
+
+    drawing = settings("sample", "prompts", "lora")
+    faces = {**config.faces, "seed": config.seed}
+    stages.stage("faces", build.faces, ConfigDict(faces))
+    needs: tuple[str, ...] = ()
+    if config.base.train:
+        base_experiment.stages_of(stages, config.base.recipe)
+        needs = ("train",)
+    base = settings(
+        "prompts", "sample", path=config.base.path, class_images=config.base.class_images
+    )
+    stages.stage("base", build.obtain_base, base, needs)
+    adapters = ConfigDict({**drawing, "adapter": config.adapter})
+    stages.stage("populate", build.populate, adapters, ("faces", "base"))
+    stages.stage("space", build.space, settings(**config.space), ("populate",))
+    use = ("faces", "base", "populate", "space")
+    invert = ConfigDict(
+        {
+            **adapters,
+            **config.invert,
+            "inversion": config.inversion,
+            "components": config.space.components,
+        }
+    )
+    stages.stage("invert", apply.invert, invert, use)
+    portraits = ConfigDict({**drawing, **config.portraits})
+    stages.stage("portraits", apply.portraits, portraits, (*use, "invert"))
+    stages.stage("sample", apply.sample, ConfigDict({**drawing, **config.new}), use)
+    edit = ConfigDict({**drawing, "edit": config.edit})
+    stages.stage("edit", apply.edit, edit, (*use, "invert"))
+    everything = (*use, "invert", "portraits", "sample", "edit")
+    stages.stage("judge", judge.judge, settings(), everything)
+    stages.stage("report", picture.report, settings(), (*everything, "judge"))
+    print(f"report: {picture.publish(workdir)}")
