@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.config import to_plain
 
@@ -50,6 +51,18 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     with safetensors.safe_open(path, framework="numpy") as file:
         header = json.loads((file.metadata() or {}).get("header", "{}"))
         return {name: file.get_tensor(name) for name in file.keys()}, header
+
+
+def save_tree(
+    path: str | os.PathLike[str], tree: Mapping[str, Any], header: Mapping[str, Any] | None = None
+) -> pathlib.Path:
+    """Writes nested dicts of arrays as safetensors, with "/" between the keys of a path."""
+    return save_arrays(path, flatten_dict(tree, sep="/"), header)
+
+
+def load_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `save_tree` wrote, as nested dicts of NumPy arrays."""
+    return unflatten_dict(load_arrays(path)[0], sep="/")
 
 
 def save_json(path: str | os.PathLike[str], value: Any) -> pathlib.Path:

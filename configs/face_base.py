@@ -19,9 +19,11 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             image_size=64,
             patch_size=4,
-            block_out_channels=(64, 128, 192),
+            autoencoder_channels=(64, 128),
+            latent_channels=4,
+            block_out_channels=(96, 160),
             layers_per_block=1,
-            attention_levels=(False, True, True),
+            attention_levels=(True, True),
             num_heads=4,
             feed_forward_multiple=2,
             norm_groups=16,
@@ -31,11 +33,22 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.data = ConfigDict(dict(variants=16, olivetti_variants=40))
+    config.autoencoder = ConfigDict(
+        dict(
+            num_steps=1100,
+            batch_size=32,
+            learning_rate=1e-3,
+            perceptual_weight=0.5,
+            kl_weight=1e-4,
+            log_every=50,
+            checkpoint_every=500,
+        )
+    )
     config.train = ConfigDict(
         dict(
-            num_steps=7000,
-            batch_size=32,
-            learning_rate=5e-4,
+            num_steps=3200,
+            batch_size=64,
+            learning_rate=7e-4,
             warmup=200,
             weight_decay=0.01,
             ema_decay=0.999,
@@ -48,15 +61,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = ConfigDict(dict(steps=12, guidance=2.0, shift=1.5, count=32))
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))
     if variant == "smoke":
-        config.model.block_out_channels = (16, 32, 32)
+        config.model.autoencoder_channels = (16, 16)
+        config.model.block_out_channels = (16, 32)
         config.model.text_width = 32
         config.data.variants = 1
         config.data.olivetti_variants = 1
-        config.train.num_steps = 6
-        config.train.batch_size = 8
+        for part in (config.autoencoder, config.train):
+            part.num_steps = 4
+            part.batch_size = 8
+            part.log_every = 2
+            part.checkpoint_every = 3
         config.train.warmup = 2
-        config.train.log_every = 2
-        config.train.checkpoint_every = 4
         config.sample.count = 4
         config.sample.steps = 2
     elif variant:

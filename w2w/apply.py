@@ -48,7 +48,7 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
 
     def solve(space):
         found = inversion.invert(
-            jnp.asarray(one),
+            jnp.asarray(context.encode(ctx, one)),
             context.key(config, "inversion"),
             space,
             ctx.shared,

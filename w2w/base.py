@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,9 +12,10 @@ from common import storage
 from common.nets import age_gender, expression
 from common.train_state import TrainState
 from w2w import data, losses
+from w2w.diffusion.autoencoder import AutoencoderConfig
 from w2w.diffusion.text import TextConfig
 from w2w.diffusion.unet import UNetConfig
-from w2w.models import FaceModel, sample_images
+from w2w.models import FaceModel, sample_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,17 @@ def face_model(config) -> FaceModel:
     """The architecture from ``config.model`` with the vocabulary of the training people."""
     words = data.base_words()
     text = TextConfig(len(words) + 3, config.text_length, config.text_width, config.text_layers, 4)
-    unet = UNetConfig(
-        in_channels=1,
-        out_channels=1,
+    autoencoder = AutoencoderConfig(
+        channels=1,
+        latent_channels=config.latent_channels,
         patch_size=config.patch_size,
+        block_out_channels=tuple(config.autoencoder_channels),
+        layers_per_block=1,
+        norm_groups=config.norm_groups,
+    )
+    unet = UNetConfig(
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,
         attention_levels=tuple(config.attention_levels),
@@ -47,7 +54,7 @@ def face_model(config) -> FaceModel:
         feed_forward_multiple=config.feed_forward_multiple,
         norm_groups=config.norm_groups,
     )
-    return FaceModel(config.image_size, words, unet, text)
+    return FaceModel(config.image_size, words, autoencoder, unet, text)
 
 
 def prepare(config, inputs: dict[str, Path], out: Path) -> None:
@@ -93,25 +100,25 @@ def init_state(key: jax.Array, model: FaceModel, recipe: BaseRecipe) -> TrainSta
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=recipe.weight_decay),
     )
-    return TrainState.create(model.init(key), optimiser, recipe.ema_decay)
+    params = model.init(key)
+    trained = {name: params[name] for name in ("unet", "text")}
+    return TrainState.create(trained, optimiser, recipe.ema_decay)
 
 
 def make_train_step(model: FaceModel, recipe: BaseRecipe) -> Callable:
     """Returns the pure step ``(state, batch, key) -> (state, metrics)``.
 
-    ``batch`` holds ``image`` uint8 ``[B, size, size]`` and ``tokens`` int32 ``[B, length]``.
+    ``batch`` holds ``latents`` ``[B, *latent_shape]`` and ``tokens`` int32 ``[B, length]``.
     """
 
     def train_step(state: TrainState, batch: dict, key: jax.Array):
-        images = batch["image"].astype(jnp.float32)[..., None] / 127.5 - 1.0
-
         def loss_fn(params):
             text = model.encode(params, batch["tokens"])
 
             def predict(noisy, times, features):
                 return model.predict(params["unet"], noisy, times, features)
 
-            return losses.denoising(predict, images, text, key, recipe.schedule).mean()
+            return losses.denoising(predict, batch["latents"], text, key, recipe.schedule).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         return state.apply_gradients(grads), {"loss": loss, "grad_norm": optax.global_norm(grads)}
@@ -127,15 +134,16 @@ def draw(model: FaceModel, params: dict, prompts: list[str], key: jax.Array, con
 
     @jax.jit
     def sample(params, tokens, key):
-        return sample_images(
+        latents = sample_latents(
             lambda x, times, text, t: model.predict(params["unet"], x, times, text),
             key,
             model.encode(params, tokens),
             model.encode(params, model.tokenizer([""])),
-            model.image_size,
+            model.latent_shape,
             steps=config["steps"],
             guidance=config["guidance"],
             shift=config["shift"],
         )
+        return model.to_images(params, latents)
 
     return np.asarray((sample(params, model.tokenizer(prompts), key) + 1.0) / 2.0)

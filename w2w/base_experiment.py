@@ -1,14 +1,17 @@
-"""The stages that make the base model: data, training, export with scores."""
+"""The stages that make the base model: frames, autoencoder, latents, diffusion model."""
 
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from common import checkpoint, image_grids, loop, pipeline, rng, sharding, storage
+from common.nets import lpips
 from common.stages import Pipeline
+from common.train_state import TrainState
 from common.writer import Writer
-from w2w import base, losses, models
+from w2w import autoencode, base, data, evaluate, losses, models
 
 
 def run(config, workdir: Path) -> None:
@@ -18,51 +21,82 @@ def run(config, workdir: Path) -> None:
 
 
 def stages_of(stages: Pipeline, config) -> Path:
-    """Runs the stages ``base_data`` and ``train``; returns the folder of the weights."""
-    shared = {"model": config.model, "seed": config.seed}
-    stages.stage("base_data", base.prepare, ConfigDict({**shared, **config.data}))
-    train = ConfigDict(
-        {**shared, **config.train, "mesh": config.mesh, "sample": config.sample}
-    )
-    return stages.stage("train", train_base, train, needs=("base_data",))
+    """Runs the stages of the base model; returns the folder of the weights."""
+    shared = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
+    frames = {"model": config.model, "seed": config.seed, **config.data}
+    stages.stage("frames", base.prepare, ConfigDict(frames))
+    settings = ConfigDict({**shared, **config.autoencoder})
+    stages.stage("autoencoder", train_autoencoder, settings, ("frames",))
+    settings = ConfigDict({**shared, **config.train, "sample": config.sample})
+    return stages.stage("train", train_base, settings, ("frames", "autoencoder"))
 
 
-def recipe(config) -> base.BaseRecipe:
-    schedule = losses.NoiseSchedule(config["time_mean"], config["time_std"])
-    fields = ("num_steps", "batch_size", "learning_rate", "warmup", "weight_decay", "ema_decay")
-    return base.BaseRecipe(**{name: config[name] for name in fields}, schedule=schedule)
-
-
-def train_base(config, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: trains the model and exports its moving average."""
-    model = base.face_model(config["model"])
-    settings = recipe(config)
-    bank, _ = storage.load_arrays(inputs["base_data"] / "bank.safetensors")
-    mesh = sharding.make_mesh(config["mesh"]["data"], config["mesh"]["fsdp"])
-    key = jax.random.key(config["seed"])
-    state = base.init_state(rng.stream(key, "init"), model, settings)
+def fit(config, state: TrainState, step, source: dict, name: str, out: Path) -> TrainState:
+    """Trains with checkpoints, logs and sharding from ``config``; resumes what is in ``out``."""
     writer = Writer(out)
-    checkpointer = checkpoint.Checkpointer(out / "checkpoints")
+    checkpointer = checkpoint.Checkpointer(out / "checkpoints", keep=1)
     state = loop.fit(
         state,
-        base.make_train_step(model, settings),
-        pipeline.train_iterator(bank, settings.batch_size, seed=config["seed"]),
-        num_steps=settings.num_steps,
-        key=key,
-        mesh=mesh,
+        step,
+        pipeline.train_iterator(source, config.batch_size, seed=config.seed),
+        num_steps=config.num_steps,
+        key=jax.random.key(config.seed),
+        mesh=sharding.make_mesh(config.mesh.data, config.mesh.fsdp),
         writer=writer,
         checkpointer=checkpointer,
-        log_every=config["log_every"],
-        checkpoint_every=config["checkpoint_every"],
-        name="base",
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        name=name,
     )
     checkpointer.close()
     writer.close()
-    card = {"steps": settings.num_steps, "batch_size": settings.batch_size}
-    models.save(out / "face_base.safetensors", model, state.eval_params, card)
-    count = config["sample"]["count"]
-    prompts = ["person"] * count
-    images = base.draw(
-        model, state.eval_params, prompts, rng.stream(key, "samples"), config["sample"]
+    return state
+
+
+def train_autoencoder(config, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: trains the autoencoder; encodes the frames; scores it on people it has not seen."""
+    model = base.face_model(config.model)
+    fields = ("num_steps", "batch_size", "learning_rate", "perceptual_weight", "kl_weight")
+    recipe = autoencode.AutoencoderRecipe(**{name: config[name] for name in fields})
+    bank, _ = storage.load_arrays(inputs["frames"] / "bank.safetensors")
+    state = autoencode.init_state(
+        rng.stream(jax.random.key(config.seed), "autoencoder-init"), model, recipe
     )
+    step = autoencode.make_train_step(model, recipe, lpips.load_params("alex"))
+    state = fit(config, state, step, {"image": bank["image"]}, "autoencoder", out)
+    params = autoencode.standardised(model, {"autoencoder": state.eval_params}, bank["image"][::8])
+    latents = autoencode.encode_all(model, params, bank["image"])
+    storage.save_arrays(out / "latents.safetensors", {"latents": latents})
+    storage.save_tree(out / "autoencoder.safetensors", params)
+
+    photographs = data.Photographs(config.model.image_size).faces()
+    unseen = photographs.select(~data.training_identities(photographs.identity)).images
+    decoded = jax.jit(model.to_images)(params, autoencode.encode_all(model, params, unseen))
+    images = (np.asarray(decoded) + 1) / 2
+    truth = unseen[..., None].astype(np.float32) / 255
+    scores = evaluate.reconstruction(images, truth)
+    storage.save_json(out / "scores.json", scores)
+    print(f"autoencoder on {len(unseen)} photographs of unseen people: {scores}", flush=True)
+    pairs = np.concatenate([truth[:80:10], images[:80:10]])
+    image_grids.contact_sheet(pairs, 8, out / "reconstructions.png")
+
+
+def train_base(config, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: trains the diffusion model on latents and exports its moving average."""
+    model = base.face_model(config.model)
+    schedule = losses.NoiseSchedule(config.time_mean, config.time_std)
+    fields = ("num_steps", "batch_size", "learning_rate", "warmup", "weight_decay", "ema_decay")
+    recipe = base.BaseRecipe(**{name: config[name] for name in fields}, schedule=schedule)
+    bank, _ = storage.load_arrays(inputs["frames"] / "bank.safetensors")
+    latents, _ = storage.load_arrays(inputs["autoencoder"] / "latents.safetensors")
+    source = {"latents": latents["latents"], "tokens": bank["tokens"]}
+    key = jax.random.key(config.seed)
+    state = base.init_state(rng.stream(key, "init"), model, recipe)
+    state = fit(config, state, base.make_train_step(model, recipe), source, "base", out)
+    parts = storage.load_tree(inputs["autoencoder"] / "autoencoder.safetensors")
+    params = {**state.eval_params, **parts}
+    card = {"steps": recipe.num_steps, "batch_size": recipe.batch_size}
+    models.save(out / "face_base.safetensors", model, params, card)
+    prompts = ["person"] * config.sample.count
+    images = base.draw(model, params, prompts, rng.stream(key, "samples"), config.sample)
     image_grids.contact_sheet(images, 8, out / "samples.png", title="person")

@@ -74,13 +74,12 @@ def obtain_base(config, inputs: dict[str, Path], out: Path) -> None:
         context.key(config, "class"),
         config.sample,
     )
-    storage.save_arrays(
-        out / "class_images.safetensors", {"images": np.round(images[..., 0] * 255).astype(np.uint8)}
-    )
+    pixels = np.round(images[..., 0] * 255).astype(np.uint8)
+    storage.save_arrays(out / "class_images.safetensors", {"images": pixels})
 
 
 def populate(config, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: one adapter for each identity, group by group; continues after the last whole group."""
+    """Stage: one adapter for each identity, group by group; a whole group is never done twice."""
     ctx = context.load(config, inputs["base"])
     arrays, _ = storage.load_arrays(inputs["faces"] / "frames.safetensors")
     vectors = fit_adapters(
@@ -135,9 +134,9 @@ def fit_adapters(
                 ),
                 rows,
             )
-            images = jax.device_put(frames[group.indices], rows)
+            latents = jax.device_put(context.encode(ctx, frames[group.indices]), rows)
             for _ in range(recipe.num_steps):
-                states, values = step(states, images, keys, shared)
+                states, values = step(states, latents, keys, shared)
             if not bool(jnp.isfinite(values).all()):
                 raise FloatingPointError(f"adapters of group {number}: losses {values}")
             found = population.flatten_population(states.params, ctx.layout)[: group.valid]

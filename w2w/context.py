@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from common import rng, storage
-from w2w import data, lora, losses, models, train
+from w2w import autoencode, data, lora, losses, models, train
 from w2w.generate import Drawing
 from w2w.inversion import InversionRecipe
 
@@ -21,7 +21,7 @@ class Context:
       params: its parameters.
       lora_config: rank, scale and targets of the adapters.
       layout: order of an adapter's values.
-      shared: base network, prompt features and class images.
+      shared: base network, prompt features and latents of class images.
       drawing: sampler settings.
     """
 
@@ -43,13 +43,21 @@ def load(config, base: Path) -> Context:
     """
     model, params, _ = models.load(base / "face_base.safetensors")
     arrays, _ = storage.load_arrays(base / "class_images.safetensors")
+    latents = autoencode.encode_all(model, params, arrays["images"])
     lora_config = lora.LoraConfig(config.lora.rank, config.lora.alpha)
     prompts = [config.prompts.instance, config.prompts.class_]
     text = model.encode(params, model.tokenizer(prompts))
-    shared = train.Shared(params["unet"], text[:1], text[1:], jax.numpy.asarray(arrays["images"]))
+    shared = train.Shared(params["unet"], text[:1], text[1:], jax.numpy.asarray(latents))
     drawing = Drawing(config.sample.steps, config.sample.guidance, config.sample.shift)
     layout = lora.Layout.from_params(params["unet"], lora_config)
     return Context(model, params, lora_config, layout, shared, drawing)
+
+
+def encode(ctx: Context, images: np.ndarray) -> np.ndarray:
+    """Latents ``[..., *latent_shape]`` of uint8 images ``[..., size, size]``."""
+    flat = images.reshape(-1, *images.shape[-2:])
+    latents = autoencode.encode_all(ctx.model, ctx.params, flat)
+    return latents.reshape(*images.shape[:-2], *latents.shape[1:])
 
 
 def key(config, name: str) -> jax.Array:

@@ -7,9 +7,11 @@ above 0.8 for any two faces, it is near 0 for strangers.
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
-from common.nets import age_gender, expression, face_recogniser
+from common.metrics import pixel
+from common.nets import age_gender, expression, face_recogniser, lpips
 
 
 def describe(images: np.ndarray) -> np.ndarray:
@@ -104,3 +106,22 @@ def diversity(images: np.ndarray, centre: np.ndarray) -> float:
     cosines = found @ found.T
     return float(1.0 - cosines[np.triu_indices(len(found), 1)].mean())
 
+
+
+def reconstruction(images: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """PSNR, SSIM and LPIPS of reconstructions ``[n, size, size, 1]`` in [0, 1], and identity.
+
+    ``identity`` is the mean cosine of the descriptors, centred on those of ``truth``;
+    ``identity_chance`` is that of each image to the next photograph of somebody.
+    """
+    found, known = describe(images), describe(truth)
+    centre = known.mean(axis=0)
+    found, known = unit(found, centre), unit(known, centre)
+    distance = lpips.lpips(lpips.load_params("alex"), jnp.asarray(images), jnp.asarray(truth))
+    return {
+        "psnr": float(np.mean(pixel.psnr(jnp.asarray(images), jnp.asarray(truth)))),
+        "ssim": float(np.mean(pixel.ssim(jnp.asarray(images), jnp.asarray(truth)))),
+        "lpips": float(np.mean(distance)),
+        "identity": float(np.mean(np.sum(found * known, axis=-1))),
+        "identity_chance": float(np.mean(np.sum(found * np.roll(known, 37, axis=0), axis=-1))),
+    }

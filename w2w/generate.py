@@ -28,7 +28,7 @@ class Drawing(struct.PyTreeNode):
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "layout", "drawing"))
 def _draw(
-    unet: Any,
+    params: Any,
     early: jax.Array,
     late: jax.Array,
     injection: jax.Array,
@@ -44,18 +44,19 @@ def _draw(
         def predict(x, times, features, t):
             vector = jnp.where(t <= injection, late, early)
             adapter = lora.unflatten(vector, layout)
-            return lora.adapted(model.predict, unet, adapter, config)(x, times, features)
+            return lora.adapted(model.predict, params["unet"], adapter, config)(x, times, features)
 
-        return models.sample_images(
+        latents = models.sample_latents(
             predict,
             key,
             text,
             empty,
-            model.image_size,
+            model.latent_shape,
             steps=drawing.steps,
             guidance=drawing.guidance,
             shift=drawing.shift,
         )
+        return model.to_images(params, latents)
 
     return (jax.vmap(one)(early, late) + 1.0) / 2.0
 
@@ -109,7 +110,7 @@ def draw(
     for start in range(0, count, group):
         rows = np.minimum(np.arange(start, start + group), count - 1)
         images = _draw(
-            params["unet"],
+            params,
             early[rows],
             vectors[rows],
             jnp.float32(injection),

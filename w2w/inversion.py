@@ -47,7 +47,7 @@ class InversionRecipe:
 
 def coefficients(space: subspace.Subspace, scaled: jax.Array) -> jax.Array:
     """Coefficients ``[..., k]`` from ``scaled`` ones in units of each component's deviation."""
-    return scaled * jnp.sqrt(space.variances)
+    return scaled * jnp.broadcast_to(jnp.sqrt(space.variances), scaled.shape)
 
 
 def inversion_loss(
@@ -66,8 +66,8 @@ def inversion_loss(
 
     Args:
       scaled: coefficients in units of the standard deviations of the components.
-      images: the person's photographs, uint8 ``[n, size, size]``.
-      mask: None or weights ``[n, size, size]`` in [0, 1].
+      images: latents of the person's photographs, ``[n, height, width, channels]``.
+      mask: None or weights of the latents ``[n, height, width]`` in [0, 1].
       key: random key of this step.
       space: the weight space; its first ``k`` components are used.
       shared: base network and prompts.
@@ -83,7 +83,7 @@ def inversion_loss(
     predict = train.adapted_predictor(model, shared.unet, adapter, config)
     error = losses.denoising(
         predict,
-        train.pixels(images[chosen]),
+        images[chosen],
         train.repeat(shared.instance_text, recipe.batch),
         noise_key,
         recipe.schedule,
@@ -106,7 +106,7 @@ def make_inversion_step(
 ) -> Callable:
     """Returns the pure step over people.
 
-    ``(states, images [P, n, S, S], masks or None, keys [P], space, shared)`` gives
+    ``(states, latents [P, n, h, w, c], masks or None, keys [P], space, shared)`` gives
     ``(states, losses [P])``. States hold scaled coefficients ``[P, k]``.
     """
 
@@ -140,10 +140,10 @@ def invert(
     masks: jax.Array | None = None,
     echo: Callable[[int, float], None] | None = None,
 ) -> jax.Array:
-    """Coefficients ``[P, k]`` of the models that draw ``images`` uint8 ``[P, n, size, size]``.
+    """Coefficients ``[P, k]`` of the models that draw the photographs of each person.
 
     Args:
-      images: photographs of each person.
+      images: latents of the photographs ``[P, n, height, width, channels]``.
       key: random key; person ``i`` uses ``fold_in(key, i)``.
       space: the weight space.
       shared: base network and prompts.
@@ -151,7 +151,7 @@ def invert(
       model: the face model.
       config: the adapters' rank and scale.
       recipe: optimiser, batch and noise.
-      masks: None or ``[P, n, size, size]``.
+      masks: None or ``[P, n, height, width]``.
       echo: called with (step, mean loss) every 25 steps.
 
     Raises:

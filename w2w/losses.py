@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from w2w.diffusion import flow
 
 Predictor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""``(noisy [B, H, W, C], times [B], text [B, L, D]) -> clean images [B, H, W, C]``."""
+"""``(noisy [B, H, W, C], times [B], text [B, L, D]) -> clean images or latents [B, H, W, C]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def denoising(
 
     Args:
       predict: the network with its parameters bound in.
-      images: clean images ``[batch, height, width, channels]`` in [-1, 1].
+      images: clean images or latents ``[batch, height, width, channels]``.
       text: prompt features ``[batch, length, width]``.
       key: source of times and noise.
       schedule: distribution of times.

@@ -1,4 +1,4 @@
-"""The text-conditioned face model: UNet and text encoder as one pytree, with its words."""
+"""The text-conditioned face model: autoencoder, UNet and text encoder as one pytree."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from w2w.diffusion import flow
+from w2w.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from w2w.diffusion.text import TextConfig, TextEncoder, WordTokenizer
 from w2w.diffusion.unet import UNet, UNetConfig
 
@@ -26,29 +27,62 @@ class FaceModel:
     Attributes:
       image_size: side of the square grey images, in pixels.
       words: vocabulary of the prompts.
-      unet: configuration of the denoising network.
+      autoencoder: configuration of the autoencoder.
+      unet: configuration of the denoising network, which works on latents.
       text: configuration of the text encoder.
     """
 
     image_size: int
     words: tuple[str, ...]
+    autoencoder: AutoencoderConfig
     unet: UNetConfig
     text: TextConfig
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(height, width, channels)`` of the latents of one image."""
+        side = self.image_size // self.autoencoder.factor
+        return side, side, self.autoencoder.latent_channels
 
     @property
     def tokenizer(self) -> WordTokenizer:
         return WordTokenizer(self.words, self.text.length)
 
     def init(self, key: jax.Array) -> dict:
-        """Random parameters ``{"unet": ..., "text": ...}``."""
-        unet_key, text_key = jax.random.split(key)
-        size = self.image_size
+        """Random parameters ``{"unet", "text", "autoencoder", "latent"}``."""
+        unet_key, text_key, autoencoder_key = jax.random.split(key, 3)
         tokens = jnp.zeros((1, self.text.length), jnp.int32)
         text = TextEncoder(self.text).init(text_key, tokens)["params"]
         features = jnp.zeros((1, self.text.length, self.text.width))
-        image = jnp.zeros((1, size, size, self.unet.in_channels))
-        unet = UNet(self.unet).init(unet_key, image, jnp.zeros((1,)), features)["params"]
-        return {"unet": unet, "text": text}
+        latents = jnp.zeros((1, *self.latent_shape))
+        unet = UNet(self.unet).init(unet_key, latents, jnp.zeros((1,)), features)["params"]
+        return {
+            "unet": unet,
+            "text": text,
+            "autoencoder": self.init_autoencoder(autoencoder_key),
+            "latent": {"mean": jnp.zeros(latents.shape[-1:]), "std": jnp.ones(latents.shape[-1:])},
+        }
+
+    def init_autoencoder(self, key: jax.Array) -> dict:
+        """Random parameters of the autoencoder alone."""
+        image = jnp.zeros((1, self.image_size, self.image_size, self.autoencoder.channels))
+        return Autoencoder(self.autoencoder).init(key, image)["params"]
+
+    def to_latents(self, params: dict, images: jax.Array) -> jax.Array:
+        """Standardised mean latents ``[B, *latent_shape]`` of images in [-1, 1]."""
+        mean, _ = Autoencoder(self.autoencoder).apply(
+            {"params": params["autoencoder"]}, images, method="encode"
+        )
+        shift, scale = (params["latent"][k][None, None, None] for k in ("mean", "std"))
+        return (mean - shift) / scale
+
+    def to_images(self, params: dict, latents: jax.Array) -> jax.Array:
+        """Images ``[B, size, size, 1]`` in [-1, 1] of standardised latents."""
+        shift, scale = (params["latent"][k][None, None, None] for k in ("mean", "std"))
+        images = Autoencoder(self.autoencoder).apply(
+            {"params": params["autoencoder"]}, latents * scale + shift, method="decode"
+        )
+        return jnp.clip(images, -1.0, 1.0)
 
     def encode(self, params: dict, tokens: jax.Array | np.ndarray) -> jax.Array:
         """Text features ``[batch, length, width]`` of token rows ``[batch, length]``."""
@@ -57,7 +91,7 @@ class FaceModel:
     def predict(
         self, unet_params: dict, noisy: jax.Array, times: jax.Array, text: jax.Array
     ) -> jax.Array:
-        """Clean images predicted from ``noisy [batch, size, size, 1]`` at ``times`` in [0, 1]."""
+        """Clean latents predicted from ``noisy [batch, *latent_shape]`` at ``times`` in [0, 1]."""
         return UNet(self.unet).apply({"params": unet_params}, noisy, 1000.0 * times, text)
 
     def to_dict(self) -> dict:
@@ -68,37 +102,42 @@ class FaceModel:
         def tuples(x):
             return tuple(x) if isinstance(x, list) else x
 
-        unet = UNetConfig(**{k: tuples(v) for k, v in values["unet"].items()})
-        return cls(
-            values["image_size"], tuple(values["words"]), unet, TextConfig(**values["text"])
-        )
+        parts = {
+            name: kind(**{k: tuples(v) for k, v in values[name].items()})
+            for name, kind in (
+                ("autoencoder", AutoencoderConfig),
+                ("unet", UNetConfig),
+                ("text", TextConfig),
+            )
+        }
+        return cls(values["image_size"], tuple(values["words"]), **parts)
 
 
-def sample_images(
+def sample_latents(
     predict: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
     key: jax.Array,
     text: jax.Array,
     empty_text: jax.Array,
-    image_size: int,
+    latent_shape: tuple[int, int, int],
     *,
     steps: int,
     guidance: float,
     shift: float,
 ) -> jax.Array:
-    """Draws one image for each row of ``text`` with classifier-free guidance.
+    """Draws the latents of one image for each row of ``text`` with classifier-free guidance.
 
     Args:
-      predict: ``(noisy, times, text, t scalar) -> clean images``.
+      predict: ``(noisy, times, text, t scalar) -> clean latents``.
       key: random key of the initial noise.
       text: features of the prompts ``[batch, length, width]``.
       empty_text: features of the empty prompt ``[1, length, width]``.
-      image_size: side of the images.
+      latent_shape: shape of one image's latents.
       steps: Heun steps.
       guidance: guidance scale, 1 for none.
       shift: time shift of the grid (see :func:`w2w.diffusion.flow.time_grid`).
 
     Returns:
-      Images ``[batch, image_size, image_size, 1]`` in [-1, 1].
+      ``[batch, *latent_shape]``.
     """
     batch = text.shape[0]
     both = jnp.concatenate([text, jnp.broadcast_to(empty_text, text.shape)])
@@ -109,8 +148,8 @@ def sample_images(
         out = predict(jnp.concatenate([x, x]), jnp.concatenate([times, times]), both, t)
         return flow.guided(out[:batch], out[batch:], guidance)
 
-    noise = jax.random.normal(key, (batch, image_size, image_size, 1))
-    return jnp.clip(flow.sample(denoise, noise, steps, shift), -1.0, 1.0)
+    noise = jax.random.normal(key, (batch, *latent_shape))
+    return flow.sample(denoise, noise, steps, shift)
 
 
 def save(path: Path, model: FaceModel, params: dict, card: dict) -> None:

@@ -55,13 +55,13 @@ class Shared(struct.PyTreeNode):
       unet: parameters of the base network.
       instance_text: features of the instance prompt, ``[1, length, width]``.
       class_text: features of the class prompt, ``[1, length, width]``.
-      class_images: images of the class ``[n, size, size]`` uint8.
+      class_latents: latents of images of the class ``[n, *latent_shape]``.
     """
 
     unet: Any
     instance_text: jax.Array
     class_text: jax.Array
-    class_images: jax.Array
+    class_latents: jax.Array
 
 
 def adapted_predictor(
@@ -71,18 +71,13 @@ def adapted_predictor(
     config: lora.LoraConfig,
     multiplier: float | jax.Array = 1.0,
 ) -> losses.Predictor:
-    """``(noisy, times, text) -> clean images`` of the base network with ``adapter``, unmerged."""
+    """``(noisy, times, text) -> clean latents`` of the base network with ``adapter``, unmerged."""
 
     def predict(noisy, times, text):
         network = lora.adapted(model.predict, unet, adapter, config, multiplier)
         return network(noisy, times, text)
 
     return predict
-
-
-def pixels(images: jax.Array) -> jax.Array:
-    """uint8 ``[..., size, size]`` to float32 ``[..., size, size, 1]`` in [-1, 1]."""
-    return images.astype(jnp.float32)[..., None] / 127.5 - 1.0
 
 
 def repeat(text: jax.Array, count: int) -> jax.Array:
@@ -92,27 +87,27 @@ def repeat(text: jax.Array, count: int) -> jax.Array:
 
 def person_loss(
     adapter: lora.Adapter,
-    frames: jax.Array,
+    latents: jax.Array,
     key: jax.Array,
     shared: Shared,
     model: FaceModel,
     config: lora.LoraConfig,
     recipe: AdapterRecipe,
 ) -> jax.Array:
-    """DreamBooth loss of one adapter on one person's ``frames`` uint8 ``[n, size, size]``."""
+    """DreamBooth loss of one adapter on one person's ``latents [n, *latent_shape]``."""
     pick_key, class_key, noise_key = jax.random.split(key, 3)
-    chosen = jax.random.randint(pick_key, (recipe.batch,), 0, frames.shape[0])
-    images = pixels(frames[chosen])
+    chosen = jax.random.randint(pick_key, (recipe.batch,), 0, latents.shape[0])
+    images = latents[chosen]
     text = repeat(shared.instance_text, recipe.batch)
     predict = adapted_predictor(model, shared.unet, adapter, config)
     if recipe.class_batch == 0:
         return losses.denoising(predict, images, text, noise_key, recipe.schedule).mean()
-    other = jax.random.randint(class_key, (recipe.class_batch,), 0, shared.class_images.shape[0])
+    other = jax.random.randint(class_key, (recipe.class_batch,), 0, shared.class_latents.shape[0])
     return losses.dreambooth(
         predict,
         images,
         text,
-        pixels(shared.class_images[other]),
+        shared.class_latents[other],
         repeat(shared.class_text, recipe.class_batch),
         noise_key,
         recipe.schedule,
@@ -131,17 +126,17 @@ def init_population(
 def make_population_step(
     model: FaceModel, config: lora.LoraConfig, recipe: AdapterRecipe
 ) -> Callable[[TrainState, jax.Array, jax.Array, Shared], tuple[TrainState, jax.Array]]:
-    """Returns the pure step ``(states, frames, keys, shared) -> (states, losses [N])``.
+    """Returns the pure step ``(states, latents, keys, shared) -> (states, losses [N])``.
 
-    ``states`` and ``keys [N]`` have one entry for each person, ``frames`` is uint8
-    ``[N, n, size, size]``. The base network is one set of weights for the whole batch; only the
+    ``states`` and ``keys [N]`` have one entry for each person, ``latents`` is
+    ``[N, n, *latent_shape]``. The base network is one set of weights for the whole batch; only the
     thin factors of the adapters have a batch of weights.
     """
 
-    def one(state: TrainState, frames: jax.Array, key: jax.Array, shared: Shared):
+    def one(state: TrainState, latents: jax.Array, key: jax.Array, shared: Shared):
         step_key = jax.random.fold_in(key, state.step)
         loss, grads = jax.value_and_grad(person_loss)(
-            state.params, frames, step_key, shared, model, config, recipe
+            state.params, latents, step_key, shared, model, config, recipe
         )
         return state.apply_gradients(grads), loss
 

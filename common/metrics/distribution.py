@@ -18,11 +18,11 @@ _ROWS = 1024  # rows of a distance matrix that are in memory at once
 
 
 class Moments(NamedTuple):
-    """Mean `[features]`, covariance `[features, features]` (divisor count - 1), count of a set."""
+    """Mean `[features]`, covariance `[features, features]` (divisor samples - 1) of a set."""
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int
+    samples: int
 
 
 class Estimate(NamedTuple):

@@ -13,7 +13,7 @@ Cost: 0.42 million parameters; 0.1 billion multiply-adds an image.
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -47,12 +47,10 @@ class ReductionBlock(nn.Module):
     """Two separable convolutions and maximum pooling with stride 2, plus a strided projection."""
 
     channels: int
-    activate_input: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(x) if self.activate_input else x
-        y = SeparableConv(self.channels, name="separable_conv0")(y)
+        y = SeparableConv(self.channels, name="separable_conv0")(nn.relu(x))
         y = SeparableConv(self.channels, name="separable_conv1")(nn.relu(y))
         y = nn.max_pool(y, (3, 3), (2, 2), "SAME")
         return y + nn.Conv(self.channels, (1, 1), 2, name="expansion_conv")(x)
@@ -78,7 +76,7 @@ class AgeGender(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = nn.relu(nn.Conv(32, (3, 3), 2, "SAME", name="conv_in")(x))
-        x = ReductionBlock(64, activate_input=False, name="reduction_block_0")(x)
+        x = ReductionBlock(64, name="reduction_block_0")(x)
         x = ReductionBlock(128, name="reduction_block_1")(x)
         for index in range(MIDDLE_BLOCKS):
             x = MainBlock(name=f"main_block_{index}")(x)
@@ -119,7 +117,8 @@ def predict(
         Apparent age in years and probability of the label "male", each `[batch]`.
     """
     x = face_images.prepare(images, INPUT_SIZE, margin)
-    age, gender = AgeGender().apply({"params": params}, x)
+    outputs = AgeGender().apply({"params": params}, x)
+    age, gender = cast(tuple[jax.Array, jax.Array], outputs)
     return age, jax.nn.softmax(gender)[:, 0]
 
 

@@ -7,7 +7,7 @@ Cost: 0.32 million parameters; 0.05 billion multiply-adds an image.
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,8 @@ def predict(params: dict[str, Any], images: jax.Array, margin: float = MARGIN) -
         Probabilities `[batch, 7]` in the order of `EXPRESSIONS`.
     """
     x = face_images.prepare(images, INPUT_SIZE, margin)
-    return jax.nn.softmax(Expression().apply({"params": params}, x))
+    logits = cast(jax.Array, Expression().apply({"params": params}, x))
+    return jax.nn.softmax(logits)
 
 
 def predict_all(

@@ -71,6 +71,6 @@ def in_batches(
         valid = len(chunk)
         if valid < size:
             chunk = np.concatenate([chunk, np.repeat(chunk[-1:], size - valid, axis=0)])
-        result = jax.device_get(function(params, chunk.astype(np.float32)))
+        result = jax.device_get(function(params, jnp.asarray(chunk, jnp.float32)))
         outputs.append(jax.tree.map(lambda x, n=valid: x[:n], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -13,7 +13,7 @@ Cost: 5.61 million parameters; 0.25 billion multiply-adds an image.
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -119,7 +119,7 @@ def embed(params: dict[str, Any], images: jax.Array, margin: float = MARGIN) -> 
         `[batch, 128]`; not normalised (norms are about 1.4), compare by Euclidean distance.
     """
     x = face_images.prepare(images, INPUT_SIZE, margin)
-    return FaceRecogniser().apply({"params": params}, x)
+    return cast(jax.Array, FaceRecogniser().apply({"params": params}, x))
 
 
 def embed_all(

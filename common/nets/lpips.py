@@ -137,7 +137,7 @@ def lpips(params: Mapping[str, Any], x: jax.Array, y: jax.Array, net: str = "ale
 
 
 def _normalise(feature: jax.Array) -> jax.Array:
-    """Divides by the norm over channels; the gradient is zero, not NaN, where all are zero."""
+    """Divides by the norm over channels; the gradient is finite, not NaN, where all are zero."""
     squares = jnp.sum(jnp.square(feature), axis=-1, keepdims=True)
     positive = squares > 0
     norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)

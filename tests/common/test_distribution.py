@@ -30,7 +30,7 @@ def test_moments_equal_numpy():
     result = moments(x)
     np.testing.assert_allclose(result.mean, x.astype(np.float64).mean(0))
     np.testing.assert_allclose(result.covariance, np.cov(x.astype(np.float64).T), atol=1e-9)
-    assert result.count == 50
+    assert result.samples == 50
 
 
 def test_frechet_of_gaussians_with_diagonal_covariance():
@@ -98,7 +98,7 @@ def brute_force(real, fake, k):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_neighbour_statistics_equal_brute_force(k):
     # More rows than one block of the distance matrix; far from the origin.
-    real, fake = normal(1100, 3, 0, 100), normal(1050, 3, 1, 100.4) * 0.9 + 10
+    real, fake = normal(1100, 3) + 1e7, normal(1050, 3, 1, 0.4) * 0.9 + 1e7
     precision, recall, density, coverage = brute_force(real, fake, k)
     np.testing.assert_allclose(precision_recall(real, fake, k), (precision, recall))
     np.testing.assert_allclose(density_coverage(real, fake, k), (density, coverage))

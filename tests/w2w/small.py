@@ -1,10 +1,11 @@
-"""A face model small enough for tests: 16 x 16 pixels, two levels, 12 words."""
+"""A face model small enough for tests: 16 x 16 pixels, 4 x 4 latents, 5 words."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from w2w import lora, losses, train
+from w2w.diffusion.autoencoder import AutoencoderConfig
 from w2w.diffusion.text import TextConfig
 from w2w.diffusion.unet import UNetConfig
 from w2w.models import FaceModel
@@ -13,7 +14,8 @@ WORDS = ("sks", "person", "man", "woman", "smiling")
 MODEL = FaceModel(
     16,
     WORDS,
-    UNetConfig(1, 1, 2, (8, 16), 1, (False, True), 2, 8, 2, 4),
+    AutoencoderConfig(1, 3, 2, (8, 8), 1, 4),
+    UNetConfig(3, 3, 1, (8, 16), 1, (False, True), 2, 8, 2, 4),
     TextConfig(len(WORDS) + 3, 6, 8, 1, 2),
 )
 LORA = lora.LoraConfig(rank=2, alpha=4.0)
@@ -34,7 +36,7 @@ def params(seed: int = 0) -> dict:
 
 def shared(tree: dict) -> train.Shared:
     text = MODEL.encode(tree, MODEL.tokenizer(["sks person", "person"]))
-    images = np.random.default_rng(3).integers(0, 256, (5, 16, 16)).astype(np.uint8)
+    images = np.random.default_rng(3).normal(size=(5, *MODEL.latent_shape)).astype(np.float32)
     return train.Shared(tree["unet"], text[:1], text[1:], jnp.asarray(images))
 
 

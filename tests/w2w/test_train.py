@@ -8,12 +8,14 @@ import pytest
 from tests.w2w import small
 from w2w import losses, train
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+
 
 @pytest.fixture(scope="module")
 def setting():
     tree = small.params()
-    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16)).astype(np.uint8)
-    return tree, small.shared(tree), jnp.asarray(frames)
+    frames = np.random.default_rng(0).normal(size=(3, 4, *small.MODEL.latent_shape))
+    return tree, small.shared(tree), jnp.asarray(frames, jnp.float32)
 
 
 def run(count, setting, recipe, steps=3, offset=0):

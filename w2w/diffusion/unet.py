@@ -84,18 +84,20 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Residual block: twice norm, SiLU, conv, with a time shift between, plus the input."""
+    """Residual block: twice norm, SiLU, conv, a time shift between (if any), plus the input."""
 
     features: int
     norm_groups: int
+    epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
-        h = nn.silu(GroupNorm(self.norm_groups, epsilon=1e-5, name="norm1")(x))
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        h = nn.silu(GroupNorm(self.norm_groups, epsilon=self.epsilon, name="norm1")(x))
         h = nn.Conv(self.features, (3, 3), name="conv1")(h)
-        shift = nn.Dense(self.features, name="time_emb_proj")(nn.silu(time))
-        h = h + shift[:, None, None, :]
-        h = nn.silu(GroupNorm(self.norm_groups, epsilon=1e-5, name="norm2")(h))
+        if time is not None:
+            shift = nn.Dense(self.features, name="time_emb_proj")(nn.silu(time))
+            h = h + shift[:, None, None, :]
+        h = nn.silu(GroupNorm(self.norm_groups, epsilon=self.epsilon, name="norm2")(h))
         h = nn.Conv(self.features, (3, 3), name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), name="conv_shortcut")(x)
