@@ -1,12 +1,14 @@
 """weights2weights on real faces: build a space of face models, then sample, edit and invert in it.
 
-Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", NeurIPS 2024.
+Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", 2024.
 Command:  python launch.py --config=configs/w2w.py
 Cost and numbers: w2w/README.md.
 Variants: smoke (CI), gpu (more models, more steps, for one accelerator).
 """
 
 from ml_collections import ConfigDict
+
+from configs import face_base
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -15,8 +17,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.experiment = "w2w.experiment"
     config.seed = 0
     config.base = ConfigDict(
-        dict(train=False, path="w2w/weights/face_base.safetensors", class_images=64)
+        dict(train=False, path="", class_images=64)  # path "": the weights in w2w/weights
     )
+    config.base.recipe = face_base.get_config("smoke" if variant == "smoke" else "")
     config.prompts = ConfigDict(dict(instance="sks person", class_="person"))
     config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
     config.lora = ConfigDict(dict(rank=1, alpha=1.0))

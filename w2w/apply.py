@@ -1,10 +1,14 @@
 """Stages that use a weight space: invert photographs, sample new models, edit."""
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from common import storage
 from w2w import build, context, data, directions, evaluate, generate, inversion, subspace
@@ -14,7 +18,7 @@ INVERTED, TRAINED, REFERENCES = slice(0, 1), slice(0, 5), slice(5, 10)
 """A person's photographs: for single-image methods, for the multi-image one, for judging."""
 
 
-def people(config) -> tuple[int, ...]:
+def people(config: ConfigDict) -> tuple[int, ...]:
     """The people to invert: test people, or validation people where the config says so."""
     chosen = data.VALIDATION_PEOPLE if config.split == "validation" else data.TEST_PEOPLE
     return chosen[: config.people]
@@ -31,7 +35,7 @@ def gallery(table: FaceTable, who: tuple[int, ...]) -> evaluate.Gallery:
     return evaluate.Gallery(evaluate.unit(references, table.centre), table.centre)
 
 
-def invert(config, inputs: dict[str, Path], out: Path) -> None:
+def invert(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: adapters of people outside the space, by four ways.
 
     ``w2w``: coefficients from one photograph; ``w2w-N``: the same in the space of the first N
@@ -46,7 +50,7 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
     one, many = photographs(table, who, INVERTED), photographs(table, who, TRAINED)
     recipe = context.inversion_recipe(config)
 
-    def solve(space):
+    def solve(space: subspace.Subspace) -> tuple[np.ndarray, np.ndarray]:
         found = inversion.invert(
             jnp.asarray(context.encode(ctx, one)),
             context.key(config, "inversion"),
@@ -60,14 +64,16 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
         return np.asarray(found), np.asarray(subspace.unproject(space, found))
 
     arrays = {}
-    arrays["coefficients"], arrays["w2w"] = _timed("inversion", lambda: solve(full))
+    arrays["coefficients"], arrays["w2w"] = _timed("inversion", functools.partial(solve, full))
     for count in config.counts:
         if count < len(population["vectors"]):
             space = subspace.fit(
                 population["vectors"][:count], min(config.components, count - 1)
             )
             padded = subspace.widen(space, full.k)
-            _, arrays[f"w2w-{count}"] = _timed(f"inversion, {count}", lambda s=padded: solve(s))
+            _, arrays[f"w2w-{count}"] = _timed(
+                f"inversion, {count}", functools.partial(solve, padded)
+            )
     who_array = np.asarray(who, np.int32)
     for name, photos in (("single", one), ("multi", many)):
         frames = np.tile(photos, (1, many.shape[1] // photos.shape[1], 1, 1))
@@ -75,14 +81,14 @@ def invert(config, inputs: dict[str, Path], out: Path) -> None:
     storage.save_arrays(out / "inverted.safetensors", {**arrays, "person": who_array})
 
 
-def _timed(what: str, function):
+def _timed(what: str, function: Callable[[], Any]) -> Any:
     start = time.perf_counter()
     result = function()
     print(f"{what}: {time.perf_counter() - start:.0f} s", flush=True)
     return result
 
 
-def portraits(config, inputs: dict[str, Path], out: Path) -> None:
+def portraits(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: images of every inverted person by every method, and of the base model."""
     ctx = context.load(config, inputs["base"])
     arrays, _ = storage.load_arrays(inputs["invert"] / "inverted.safetensors")
@@ -98,7 +104,9 @@ def portraits(config, inputs: dict[str, Path], out: Path) -> None:
     storage.save_arrays(out / "portraits.safetensors", {k: to_bytes(v) for k, v in images.items()})
 
 
-def draw(ctx: Context, config, vectors, prompts: list[str], **more) -> np.ndarray:
+def draw(
+    ctx: Context, config: ConfigDict, vectors: Any, prompts: list[str], **more: Any
+) -> np.ndarray:
     """Images ``[P, n, size, size, 1]`` in [0, 1] with the run's noise."""
     return generate.draw(
         vectors,
@@ -118,7 +126,7 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-def sample(config, inputs: dict[str, Path], out: Path) -> None:
+def sample(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: new models from the space, images of them, and their nearest training models."""
     ctx = context.load(config, inputs["base"])
     space, _ = subspace.load(inputs["space"] / "space.safetensors")
@@ -168,7 +176,7 @@ def attribute_directions(
     return found
 
 
-def edit(config, inputs: dict[str, Path], out: Path) -> None:
+def edit(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: every attribute at every strength on every inverted person, beside prompting."""
     ctx = context.load(config, inputs["base"])
     table = context.load_faces(inputs["faces"])

@@ -12,6 +12,7 @@ import optax
 from common.nets import lpips
 from common.train_state import TrainState
 from w2w.diffusion.autoencoder import Autoencoder, kl_divergence
+from w2w.diffusion.layers import apply
 from w2w.models import FaceModel
 
 
@@ -60,17 +61,17 @@ def make_train_step(
     network = Autoencoder(model.autoencoder)
 
     def loss_fn(params, images, key):
-        mean, log_variance = network.apply({"params": params}, images, method="encode")
+        mean, log_variance = apply(network, params, images, method="encode")
         noise = jax.random.normal(key, mean.shape)
         latents = mean + jnp.exp(0.5 * log_variance) * noise
-        output = network.apply({"params": params}, latents, method="decode")
+        output = apply(network, params, latents, method="decode")
         pixel = jnp.abs(output - images).mean()
         distance = lpips.lpips(perceptual, (output + 1) / 2, (images + 1) / 2).mean()
         divergence = kl_divergence(mean, log_variance).mean() / (model.image_size**2)
         loss = pixel + recipe.perceptual_weight * distance + recipe.kl_weight * divergence
         return loss, {"pixel": pixel, "lpips": distance, "kl": divergence}
 
-    def train_step(state: TrainState, batch: dict, key: jax.Array):
+    def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         images = batch["image"].astype(jnp.float32)[..., None] / 127.5 - 1.0
         (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, images, key)
         return state.apply_gradients(grads), {"loss": loss, **parts}

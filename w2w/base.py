@@ -1,12 +1,14 @@
 """Training of the text-conditioned face model that the adapters customise."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from common import storage
 from common.nets import age_gender, expression
@@ -31,7 +33,7 @@ class BaseRecipe:
     schedule: losses.NoiseSchedule
 
 
-def face_model(config) -> FaceModel:
+def face_model(config: ConfigDict) -> FaceModel:
     """The architecture from ``config.model`` with the vocabulary of the training people."""
     words = data.base_words()
     text = TextConfig(len(words) + 3, config.text_length, config.text_width, config.text_layers, 4)
@@ -57,7 +59,7 @@ def face_model(config) -> FaceModel:
     return FaceModel(config.image_size, words, autoencoder, unet, text)
 
 
-def prepare(config, inputs: dict[str, Path], out: Path) -> None:
+def prepare(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: jittered frames of all training photographs, each with its own caption.
 
     Writes ``bank.safetensors``: ``image`` uint8 ``[n, size, size]``, ``tokens`` int32
@@ -111,7 +113,7 @@ def make_train_step(model: FaceModel, recipe: BaseRecipe) -> Callable:
     ``batch`` holds ``latents`` ``[B, *latent_shape]`` and ``tokens`` int32 ``[B, length]``.
     """
 
-    def train_step(state: TrainState, batch: dict, key: jax.Array):
+    def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         def loss_fn(params):
             text = model.encode(params, batch["tokens"])
 
@@ -126,7 +128,13 @@ def make_train_step(model: FaceModel, recipe: BaseRecipe) -> Callable:
     return train_step
 
 
-def draw(model: FaceModel, params: dict, prompts: list[str], key: jax.Array, config) -> np.ndarray:
+def draw(
+    model: FaceModel,
+    params: dict,
+    prompts: list[str],
+    key: jax.Array,
+    config: Mapping[str, Any],
+) -> np.ndarray:
     """One image for each prompt, float32 ``[n, size, size, 1]`` in [0, 1].
 
     ``config`` has ``steps``, ``guidance`` and ``shift`` of the sampler.

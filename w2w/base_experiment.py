@@ -1,5 +1,6 @@
 """The stages that make the base model: frames, autoencoder, latents, diffusion model."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,13 +15,13 @@ from common.writer import Writer
 from w2w import autoencode, base, data, evaluate, losses, models
 
 
-def run(config, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of ``configs/face_base.py`` in ``workdir``."""
     folder = stages_of(Pipeline(workdir), config)
     print(f"weights: {folder / 'face_base.safetensors'}; samples: {folder / 'samples.png'}")
 
 
-def stages_of(stages: Pipeline, config) -> Path:
+def stages_of(stages: Pipeline, config: ConfigDict) -> Path:
     """Runs the stages of the base model; returns the folder of the weights."""
     shared = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
     frames = {"model": config.model, "seed": config.seed, **config.data}
@@ -31,7 +32,9 @@ def stages_of(stages: Pipeline, config) -> Path:
     return stages.stage("train", train_base, settings, ("frames", "autoencoder"))
 
 
-def fit(config, state: TrainState, step, source: dict, name: str, out: Path) -> TrainState:
+def fit(
+    config: ConfigDict, state: TrainState, step: Callable, source: dict, name: str, out: Path
+) -> TrainState:
     """Trains with checkpoints, logs and sharding from ``config``; resumes what is in ``out``."""
     writer = Writer(out)
     checkpointer = checkpoint.Checkpointer(out / "checkpoints", keep=1)
@@ -53,7 +56,7 @@ def fit(config, state: TrainState, step, source: dict, name: str, out: Path) -> 
     return state
 
 
-def train_autoencoder(config, inputs: dict[str, Path], out: Path) -> None:
+def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: trains the autoencoder; encodes the frames; scores it on people it has not seen."""
     model = base.face_model(config.model)
     fields = ("num_steps", "batch_size", "learning_rate", "perceptual_weight", "kl_weight")
@@ -81,7 +84,7 @@ def train_autoencoder(config, inputs: dict[str, Path], out: Path) -> None:
     image_grids.contact_sheet(pairs, 8, out / "reconstructions.png")
 
 
-def train_base(config, inputs: dict[str, Path], out: Path) -> None:
+def train_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: trains the diffusion model on latents and exports its moving average."""
     model = base.face_model(config.model)
     schedule = losses.NoiseSchedule(config.time_mean, config.time_std)

@@ -1,4 +1,4 @@
-"""Stages that build a weight space: photographs, base model, a population of adapters, the space."""
+"""Stages that build a weight space: photographs, base model, population of adapters, space."""
 
 import shutil
 import time
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from common import distributed, sharding, storage
 from common.writer import Writer
@@ -15,7 +16,7 @@ from w2w import base, context, data, evaluate, models, population, subspace, tra
 from w2w.context import Context
 
 
-def faces(config, inputs: dict[str, Path], out: Path) -> None:
+def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: canonical photographs, and what the independent networks say of them."""
     del inputs
     photographs = data.Photographs(config.image_size)
@@ -54,14 +55,16 @@ def space_identities(count: int) -> np.ndarray:
     return np.random.default_rng(2).permutation(chosen).astype(np.int32)
 
 
-def _frames(photographs, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _frames(
+    photographs: data.Photographs, rows: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
     """``count`` jittered frames, spread evenly over an identity's photographs."""
     each = -(-count // len(rows))
     frames = photographs.variants(rows, each, data.Jitter(), rng)
     return frames.transpose(1, 0, 2, 3).reshape(-1, *frames.shape[2:])[:count]
 
 
-def obtain_base(config, inputs: dict[str, Path], out: Path) -> None:
+def obtain_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: the base model's weights, and images of the class drawn with it."""
     path = inputs["train"] / "face_base.safetensors" if "train" in inputs else Path(config.path)
     model, params, card = models.load(path)
@@ -78,7 +81,7 @@ def obtain_base(config, inputs: dict[str, Path], out: Path) -> None:
     storage.save_arrays(out / "class_images.safetensors", {"images": pixels})
 
 
-def populate(config, inputs: dict[str, Path], out: Path) -> None:
+def populate(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: one adapter for each identity, group by group; a whole group is never done twice."""
     ctx = context.load(config, inputs["base"])
     arrays, _ = storage.load_arrays(inputs["faces"] / "frames.safetensors")
@@ -103,7 +106,7 @@ def fit_adapters(
     ctx: Context,
     frames: np.ndarray,
     identity: np.ndarray,
-    config,
+    config: ConfigDict,
     folder: Path,
     writer: Writer | None = None,
 ) -> np.ndarray:
@@ -154,7 +157,7 @@ def fit_adapters(
     return np.concatenate(parts)
 
 
-def space(config, inputs: dict[str, Path], out: Path) -> None:
+def space(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: the principal subspace of the population, its coefficients, and its quality."""
     arrays, header = storage.load_arrays(inputs["populate"] / "adapters.safetensors")
     vectors = arrays["vectors"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from common import rng, storage
 from w2w import autoencode, data, lora, losses, models, train
@@ -33,7 +34,7 @@ class Context:
     drawing: Drawing
 
 
-def load(config, base: Path) -> Context:
+def load(config: ConfigDict, base: Path) -> Context:
     """Context of the base model that stage ``base`` left in the folder ``base``.
 
     Args:
@@ -60,12 +61,12 @@ def encode(ctx: Context, images: np.ndarray) -> np.ndarray:
     return latents.reshape(*images.shape[:-2], *latents.shape[1:])
 
 
-def key(config, name: str) -> jax.Array:
+def key(config: ConfigDict, name: str) -> jax.Array:
     """The run's random stream of this name."""
     return rng.stream(jax.random.key(config.seed), name)
 
 
-def adapter_recipe(config) -> train.AdapterRecipe:
+def adapter_recipe(config: ConfigDict) -> train.AdapterRecipe:
     """From ``config.adapter``."""
     c = config.adapter
     return train.AdapterRecipe(
@@ -79,7 +80,7 @@ def adapter_recipe(config) -> train.AdapterRecipe:
     )
 
 
-def inversion_recipe(config) -> InversionRecipe:
+def inversion_recipe(config: ConfigDict) -> InversionRecipe:
     """From ``config.inversion``."""
     c = config.inversion
     return InversionRecipe(

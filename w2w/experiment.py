@@ -1,18 +1,20 @@
 """The stages of weights2weights: build a space of models, then invert, sample and edit in it."""
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from common.config import ConfigError
 from common.stages import Pipeline
-from w2w import apply, base_experiment, build, judge, picture
+from w2w import apply, base_experiment, build, judge, models, picture
 
 
-def run(config, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of ``configs/w2w.py`` in ``workdir``; finished ones are skipped."""
     stages = Pipeline(workdir)
 
-    def settings(*names: str, **more) -> ConfigDict:
+    def settings(*names: str, **more: Any) -> ConfigDict:
         chosen = {name: config[name] for name in (*names, "seed")}
         return ConfigDict({**chosen, **more})
 
@@ -23,9 +25,12 @@ def run(config, workdir: Path) -> None:
     if config.base.train:
         base_experiment.stages_of(stages, config.base.recipe)
         needs = ("train",)
-    base = settings(
-        "prompts", "sample", path=config.base.path, class_images=config.base.class_images
-    )
+    # The weights' digest, so that other weights in the same place are other work.
+    path = Path(config.base.path) if config.base.path else models.SHIPPED_WEIGHTS
+    if not config.base.train and not path.is_file():
+        raise ConfigError(f"config.base.path: there is no file {path}")
+    source = {} if config.base.train else {"path": str(path), "digest": models.digest(path)}
+    base = settings("prompts", "sample", class_images=config.base.class_images, **source)
     stages.stage("base", build.obtain_base, base, needs)
     adapters = ConfigDict({**drawing, "adapter": config.adapter})
     stages.stage("populate", build.populate, adapters, ("faces", "base"))

@@ -1,8 +1,10 @@
 """Stage that scores a run with the independent networks: ``results.json``."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from common import storage
 from common.nets import lpips
@@ -10,7 +12,7 @@ from w2w import apply, context, directions, evaluate
 from w2w.context import FaceTable
 
 
-def judge(config, inputs: dict[str, Path], out: Path) -> None:
+def judge(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: identity, edits and samples, each beside its baselines."""
     table = context.load_faces(inputs["faces"])
     inverted, _ = storage.load_arrays(inputs["invert"] / "inverted.safetensors")
@@ -57,7 +59,7 @@ def identity(
 
 def edit_scores(
     edits: dict[str, np.ndarray], strengths: list[float], centre: np.ndarray
-) -> dict:
+) -> dict[str, Any]:
     """What each edit does to its attribute, the others, the identity and the picture.
 
     Identity and LPIPS compare an edited image with the unedited one of the same noise. ``matched``
@@ -66,11 +68,9 @@ def edit_scores(
     """
     zero = list(strengths).index(0.0)
     perceptual = lpips.load_params("alex")
-    found = {}
+    found: dict[str, Any] = {}
     for name in evaluate.ATTRIBUTES:
-        images = edits[f"edit.{name}"][..., None] if edits[f"edit.{name}"].ndim == 5 else edits[
-            f"edit.{name}"
-        ]
+        images = edits[f"edit.{name}"]
         before = images[:, zero]
         descriptors = evaluate.unit(evaluate.describe(images), centre)
         same = np.einsum("psnd,pnd->psn", descriptors, descriptors[:, zero])
@@ -106,8 +106,8 @@ def edit_scores(
 def _matched(curve: np.ndarray, identity: list[float], value: float, zero: int) -> float | None:
     """Identity where the edit's curve, going out from no edit, first reaches ``value``."""
     sign = 1 if value >= curve[zero] else -1
-    order = range(zero, len(curve)) if sign * (curve[-1] - curve[0]) > 0 else range(zero, -1, -1)
-    order = list(order)
+    upwards = sign * (curve[-1] - curve[0]) > 0
+    order = list(range(zero, len(curve)) if upwards else range(zero, -1, -1))
     for a, b in zip(order, order[1:], strict=False):
         if sign * (curve[b] - value) >= 0:
             share = (value - curve[a]) / (curve[b] - curve[a])
@@ -115,7 +115,7 @@ def _matched(curve: np.ndarray, identity: list[float], value: float, zero: int) 
     return None
 
 
-def _distance(params, x: np.ndarray, y: np.ndarray) -> float:
+def _distance(params: dict, x: np.ndarray, y: np.ndarray) -> float:
     """Mean LPIPS of image pairs uint8 ``[..., size, size, 1]``."""
     flat = [a.reshape(-1, *a.shape[-3:]).astype(np.float32) / 255 for a in (x, y)]
     return float(np.mean(lpips.lpips(params, *flat)))

@@ -1,9 +1,11 @@
 """The text-conditioned face model: autoencoder, UNet and text encoder as one pytree."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from safetensors.numpy import save_file
 
 from w2w.diffusion import flow
 from w2w.diffusion.autoencoder import Autoencoder, AutoencoderConfig
+from w2w.diffusion.layers import apply
 from w2w.diffusion.text import TextConfig, TextEncoder, WordTokenizer
 from w2w.diffusion.unet import UNet, UNetConfig
 
@@ -70,29 +73,27 @@ class FaceModel:
 
     def to_latents(self, params: dict, images: jax.Array) -> jax.Array:
         """Standardised mean latents ``[B, *latent_shape]`` of images in [-1, 1]."""
-        mean, _ = Autoencoder(self.autoencoder).apply(
-            {"params": params["autoencoder"]}, images, method="encode"
-        )
+        network = Autoencoder(self.autoencoder)
+        mean, _ = apply(network, params["autoencoder"], images, method="encode")
         shift, scale = (params["latent"][k][None, None, None] for k in ("mean", "std"))
         return (mean - shift) / scale
 
     def to_images(self, params: dict, latents: jax.Array) -> jax.Array:
         """Images ``[B, size, size, 1]`` in [-1, 1] of standardised latents."""
         shift, scale = (params["latent"][k][None, None, None] for k in ("mean", "std"))
-        images = Autoencoder(self.autoencoder).apply(
-            {"params": params["autoencoder"]}, latents * scale + shift, method="decode"
-        )
+        network = Autoencoder(self.autoencoder)
+        images = apply(network, params["autoencoder"], latents * scale + shift, method="decode")
         return jnp.clip(images, -1.0, 1.0)
 
     def encode(self, params: dict, tokens: jax.Array | np.ndarray) -> jax.Array:
         """Text features ``[batch, length, width]`` of token rows ``[batch, length]``."""
-        return TextEncoder(self.text).apply({"params": params["text"]}, jnp.asarray(tokens))
+        return apply(TextEncoder(self.text), params["text"], jnp.asarray(tokens))
 
     def predict(
         self, unet_params: dict, noisy: jax.Array, times: jax.Array, text: jax.Array
     ) -> jax.Array:
         """Clean latents predicted from ``noisy [batch, *latent_shape]`` at ``times`` in [0, 1]."""
-        return UNet(self.unet).apply({"params": unet_params}, noisy, 1000.0 * times, text)
+        return apply(UNet(self.unet), unet_params, noisy, 1000.0 * times, text)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -102,7 +103,7 @@ class FaceModel:
         def tuples(x):
             return tuple(x) if isinstance(x, list) else x
 
-        parts = {
+        parts: dict[str, Any] = {
             name: kind(**{k: tuples(v) for k, v in values[name].items()})
             for name, kind in (
                 ("autoencoder", AutoencoderConfig),
@@ -188,3 +189,8 @@ def load(path: Path) -> tuple[FaceModel, dict, dict]:
             )
     params = unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
     return model, params, json.loads(header.get("card", "{}"))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

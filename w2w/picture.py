@@ -4,10 +4,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from common import figures, image_grids, storage
 from common.report import Report
 from w2w import apply, context, evaluate
+from w2w.context import FaceTable
+
+Array = np.ndarray
+Arrays = dict[str, np.ndarray]
 
 METHODS = {
     "photograph": "the photograph itself",
@@ -21,7 +26,7 @@ TITLES = {"male": "male", "smiling": "smiling", "age": "age"}
 UNITS = {"male": "P(male)", "smiling": "P(happy)", "age": "age, years"}
 
 
-def report(config, inputs: dict[str, Path], out: Path) -> None:
+def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: all figures and ``report.html``."""
     del config
     table = context.load_faces(inputs["faces"])
@@ -53,7 +58,7 @@ def publish(workdir: Path) -> Path:
     return workdir / "report.html"
 
 
-def draw_population(table, identity, samples, path: Path) -> None:
+def draw_population(table: FaceTable, identity: Array, samples: Arrays, path: Path) -> None:
     """Training identities: a photograph above an image of their model."""
     count = min(12, len(samples["training_images"]))
     photos = [table.faces.of(int(identity[i]))[0][..., None] for i in range(count)]
@@ -62,7 +67,14 @@ def draw_population(table, identity, samples, path: Path) -> None:
     image_grids.grid(rows, path, row_labels=["photograph", "its model"], title="Training models")
 
 
-def draw_inversions(table, who, portraits, edits, strengths, path: Path) -> None:
+def draw_inversions(
+    table: FaceTable,
+    who: tuple[int, ...],
+    portraits: Arrays,
+    edits: Arrays,
+    strengths: list[float],
+    path: Path,
+) -> None:
     """For each person: the photograph, another one, images by each method, two edits."""
     rows = []
     last = len(strengths) - 1
@@ -93,7 +105,7 @@ def draw_inversions(table, who, portraits, edits, strengths, path: Path) -> None
     )
 
 
-def draw_samples(table, identity, samples, path: Path) -> None:
+def draw_samples(table: FaceTable, identity: Array, samples: Arrays, path: Path) -> None:
     """Sampled models, two images each, above the photograph of the nearest training identity."""
     count = min(12, len(samples["images"]))
     first = [samples["images"][i, 0] for i in range(count)]
@@ -109,7 +121,14 @@ def draw_samples(table, identity, samples, path: Path) -> None:
     )
 
 
-def draw_strips(table, who, edits, name: str, strengths, path: Path) -> None:
+def draw_strips(
+    table: FaceTable,
+    who: tuple[int, ...],
+    edits: Arrays,
+    name: str,
+    strengths: list[float],
+    path: Path,
+) -> None:
     """One attribute at rising strength, for up to six people."""
     count = min(6, len(who))
     rows = [

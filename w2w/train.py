@@ -133,7 +133,9 @@ def make_population_step(
     thin factors of the adapters have a batch of weights.
     """
 
-    def one(state: TrainState, latents: jax.Array, key: jax.Array, shared: Shared):
+    def one(
+        state: TrainState, latents: jax.Array, key: jax.Array, shared: Shared
+    ) -> tuple[TrainState, jax.Array]:
         step_key = jax.random.fold_in(key, state.step)
         loss, grads = jax.value_and_grad(person_loss)(
             state.params, latents, step_key, shared, model, config, recipe

@@ -50,7 +50,7 @@ def test_adapters_at_once_equal_merged_weights(setting):
 
 def test_grouping_does_not_change_images(setting):
     whole, parts = draw(setting, setting[2]), draw(setting, setting[2], group=2)
-    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    np.testing.assert_allclose(whole, parts, atol=1e-4)
 
 
 def test_delayed_injection(setting):
@@ -59,7 +59,7 @@ def test_delayed_injection(setting):
     always = draw(setting, edited, before=plain, injection=1.0)
     np.testing.assert_array_equal(always, draw(setting, edited))
     never = draw(setting, edited, before=plain, injection=0.0)
-    np.testing.assert_allclose(never, draw(setting, plain), atol=1e-5)
+    np.testing.assert_allclose(never, draw(setting, plain), atol=1e-4)
     between = draw(setting, edited, before=plain, injection=0.7)
     assert np.abs(between - always).max() > 1e-4
     assert np.abs(between - never).max() > 1e-4

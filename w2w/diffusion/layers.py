@@ -1,5 +1,7 @@
 """Layers of the UNet in forms that XLA compiles well on CPU, each equal to its plain definition."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,3 +86,8 @@ class _PhaseConv(nn.Module):
         y = jnp.stack(phases).reshape(2, 2, batch, height, width, channels)
         y = y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, channels)
         return y + bias[None, None, None]
+
+
+def apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
+    """``module.apply`` with the ``params`` collection alone."""
+    return module.apply({"params": params}, *args, method=method)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PAD, START, END = "<pad>", "<start>", "<end>"
@@ -115,8 +114,3 @@ class TextEncoder(nn.Module):
         for i in range(cfg.layers):
             x = EncoderLayer(cfg.num_heads, name=f"layers_{i}")(x)
         return nn.LayerNorm(epsilon=1e-5, name="final_layer_norm")(x)
-
-
-def encode(encoder: TextEncoder, params, tokens: np.ndarray | jax.Array) -> jax.Array:
-    """Features of ``tokens`` under ``params`` (the encoder's own subtree)."""
-    return encoder.apply({"params": params}, jnp.asarray(tokens))

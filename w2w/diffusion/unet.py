@@ -15,6 +15,7 @@ into the other.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -314,7 +315,7 @@ def unfold_patches(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(batch, height * size, width * size, depth)
 
 
-def count_parameters(params) -> int:
+def count_parameters(params: Any) -> int:
     """Number of scalars in a parameter pytree."""
     leaves: Sequence[jax.Array] = jax.tree.leaves(params)
     return sum(math.prod(leaf.shape) for leaf in leaves)
