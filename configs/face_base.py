@@ -46,9 +46,9 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            num_steps=3200,
-            batch_size=64,
-            learning_rate=7e-4,
+            num_steps=4200,
+            batch_size=32,
+            learning_rate=6e-4,
             warmup=200,
             weight_decay=0.01,
             ema_decay=0.999,

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.faces = ConfigDict(dict(image_size=64, models=240, frames=10))
     config.adapter = ConfigDict(
         dict(
-            num_steps=80,
+            num_steps=100,
             batch=3,
             class_batch=1,
             learning_rate=0.02,
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(num_steps=100, batch=4, learning_rate=0.05, prior=0.0, time_mean=0.3, time_std=1.0)
     )
     config.invert = ConfigDict(
-        dict(split="test", people=10, counts=(15, 60))
+        dict(split="test", people=10, counts=(15, 30, 60, 120))
     )
     config.portraits = ConfigDict(dict(images=6))
     config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0))
