@@ -10,7 +10,7 @@ import importlib.util
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from common import config as config_lib
 from common import workdir as workdir_lib
@@ -44,6 +44,7 @@ def parse(argv: list[str]) -> config_lib.ConfigDict:
 
 def main(config: config_lib.ConfigDict) -> None:
     """Prepares the devices and the working directory, then runs the experiment in it."""
+    logging.set_verbosity(logging.WARNING)  # absl shows INFO; orbax writes pages of it
     import jax  # after the flags: a mistake in them is answered at once
 
     from common import distributed, loop

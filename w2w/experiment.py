@@ -12,6 +12,11 @@ from w2w import apply, base_experiment, build, judge, models, picture
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of ``configs/w2w.py`` in ``workdir``; finished ones are skipped."""
+    # The weights' digest, so that other weights in the same place are other work.
+    path = Path(config.base.path) if config.base.path else models.SHIPPED_WEIGHTS
+    if not config.base.train and not path.is_file():
+        raise ConfigError(f"config.base.path: there is no file {path}")
+    source = {} if config.base.train else {"path": str(path), "digest": models.digest(path)}
     stages = Pipeline(workdir)
 
     def settings(*names: str, **more: Any) -> ConfigDict:
@@ -25,11 +30,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.base.train:
         base_experiment.stages_of(stages, config.base.recipe)
         needs = ("train",)
-    # The weights' digest, so that other weights in the same place are other work.
-    path = Path(config.base.path) if config.base.path else models.SHIPPED_WEIGHTS
-    if not config.base.train and not path.is_file():
-        raise ConfigError(f"config.base.path: there is no file {path}")
-    source = {} if config.base.train else {"path": str(path), "digest": models.digest(path)}
     base = settings("prompts", "sample", class_images=config.base.class_images, **source)
     stages.stage("base", build.obtain_base, base, needs)
     adapters = ConfigDict({**drawing, "adapter": config.adapter})
