@@ -52,5 +52,5 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stages.stage("edit", apply.edit, edit, (*use, "invert"))
     everything = (*use, "invert", "portraits", "sample", "edit")
     stages.stage("judge", judge.judge, settings(), everything)
-    stages.stage("report", picture.report, settings(), (*everything, "judge"))
+    stages.stage("report", picture.report, settings(), (*everything, "judge"), version=2)
     print(f"report: {picture.publish(workdir)}")

@@ -38,11 +38,7 @@ class InversionRecipe:
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with a linear decay over the last half of the steps."""
-        half = self.num_steps // 2
-        rate = optax.linear_schedule(
-            self.learning_rate, 0.05 * self.learning_rate, self.num_steps - half, half
-        )
-        return optax.adam(rate)
+        return optax.adam(train.linear_decay(self.learning_rate, self.num_steps))
 
 
 def coefficients(space: subspace.Subspace, scaled: jax.Array) -> jax.Array:

@@ -41,6 +41,7 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
     draw_population(table, population["identity"], samples, out / "identities.png")
     draw_inversions(table, who, portraits, edits, header["strengths"], out / "inversions.png")
+    draw_faces(portraits["w2w"], out / "faces.png")
     draw_samples(table, population["identity"], samples, out / "samples.png")
     for name in evaluate.ATTRIBUTES:
         draw_strips(table, who, edits, name, header["strengths"], out / f"edit_{name}.png")
@@ -103,6 +104,11 @@ def draw_inversions(
         title="Inversion of people outside the space",
         separators=(2, 4, 6, 7),
     )
+
+
+def draw_faces(images: Array, path: Path) -> None:
+    """Two images of each inverted person's model, and no photographs: free to publish."""
+    image_grids.grid([list(images[:, 0]), list(images[:, 1])], path, scale=2)
 
 
 def draw_samples(table: FaceTable, identity: Array, samples: Arrays, path: Path) -> None:

@@ -15,6 +15,12 @@ from w2w import lora, losses
 from w2w.models import FaceModel
 
 
+def linear_decay(learning_rate: float, num_steps: int) -> optax.Schedule:
+    """Constant for half of the steps, then linear to a twentieth."""
+    half = num_steps // 2
+    return optax.linear_schedule(learning_rate, 0.05 * learning_rate, num_steps - half, half)
+
+
 @dataclasses.dataclass(frozen=True)
 class AdapterRecipe:
     """How one adapter is trained.
@@ -39,10 +45,7 @@ class AdapterRecipe:
 
     def optimiser(self) -> optax.GradientTransformation:
         """AdamW with clipped gradients and a linear decay over the last half of the steps."""
-        half = self.num_steps // 2
-        rate = optax.linear_schedule(
-            self.learning_rate, 0.05 * self.learning_rate, self.num_steps - half, half
-        )
+        rate = linear_decay(self.learning_rate, self.num_steps)
         return optax.chain(
             optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=self.weight_decay)
         )
