@@ -9,7 +9,9 @@ described by their coefficients ``beta [k]`` on the leading principal components
 Coefficients are not whitened: each keeps the variance of its component. An entry that does not vary
 over the population has ``std = 0``; it takes no part in the analysis and is always its mean.
 Fitting runs on the host in float64, in blocks, so that ``weights`` may be a memory-mapped array of
-any size; everything else is pure JAX.
+any size; everything else is pure JAX. For populations larger than memory,
+:mod:`w2w.pca.streaming` fits the same space in a few passes over the rows, on accelerators and by
+several processes, and :mod:`w2w.pca.incremental` adds models to a space.
 """
 
 import os
@@ -23,7 +25,7 @@ import numpy as np
 from flax import struct
 
 from common.storage import load_arrays, save_arrays
-from w2w.pca import METHODS, Standardised, moments
+from w2w.pca.dense import METHODS, Standardised, moments
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -96,13 +98,23 @@ def fit(
     found = int(np.count_nonzero(values > 1e-12 * values[0]))
     if found < k:
         raise ValueError(f"k = {k} components, but the {n} models span only {found} directions")
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
-    components *= np.sign(largest)
+    return assemble(mean, std, components, values / (n - 1), n)
+
+
+def assemble(
+    mean: np.ndarray, std: np.ndarray, components: np.ndarray, variances: np.ndarray, n: int
+) -> Subspace:
+    """The space of these host arrays; signs of ``components [k, D]`` are changed in place.
+
+    In each component the entry of largest magnitude becomes positive.
+    """
+    for row in components:
+        row *= np.sign(row[np.abs(row).argmax()])
     return Subspace(
         mean=jnp.asarray(mean, jnp.float32),
         std=jnp.asarray(std, jnp.float32),
         components=jnp.asarray(components, jnp.float32),
-        variances=jnp.asarray(values / (n - 1), jnp.float32),
+        variances=jnp.asarray(variances, jnp.float32),
         n=n,
     )
 

@@ -6,6 +6,7 @@ value decomposition, and subspace iteration from a random start (Halko, Martinss
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -31,9 +32,16 @@ def moments(
             raise ValueError(f"weights of model {int(np.flatnonzero(bad)[0])} are not finite")
         mean[start : start + chunk] = block.mean(axis=0)
         std[start : start + chunk] = block.std(axis=0, ddof=1)
-    precision = ml_dtypes.finfo(weights.dtype).eps
-    std[std <= np.maximum(std_floor, 4 * precision * np.abs(mean))] = 0
+    std[std <= constant_below(mean, weights.dtype, std_floor)] = 0
     return mean, std
+
+
+def constant_below(mean: np.ndarray, dtype: Any, std_floor: float = 0.0) -> np.ndarray:
+    """Standard deviation ``[D]`` up to which an entry counts as constant.
+
+    ``std_floor``, or the rounding error of the entry's ``mean`` in ``dtype``.
+    """
+    return np.maximum(std_floor, 4 * float(ml_dtypes.finfo(dtype).eps) * np.abs(mean))
 
 
 class Standardised:
