@@ -1,0 +1,120 @@
+"""Last stage for somebody's own adapters: numbers, one figure and a page."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import figures
+from common.report import Report
+from common.storage import load_arrays, load_json, save_json
+from w2w import subspace
+from w2w.adapters import stages as own_adapters
+from w2w.subspace import Subspace
+
+
+def report(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
+    """Stage: ``results.json``, ``spectrum.png`` and ``report.html``."""
+    del config
+    imported = own_adapters.load_import(inputs)
+    space, _ = own_adapters.open_space(inputs)
+    cumulative = np.cumsum(np.asarray(subspace.explained_variance(space), np.float64))
+    results: dict[str, Any] = {
+        "found": imported["found"],
+        "imported": imported["rows"],
+        "refused": len(imported["refused"]),
+        "changed": len(imported["changed"]),
+        "components": space.k,
+        "explained": {str(k): cumulative[k - 1] for k in _counts(space.k)},
+        "export": load_json(inputs["export"] / "export.json"),
+    }
+    lines = {}
+    if "adapters" in inputs:
+        results["planted"] = compare(space, inputs)
+        lines["planted"] = results["planted"]["explained"]
+    samples, _ = load_arrays(inputs["sample"] / "models.safetensors")
+    results["sample_cosine"] = float(np.mean(samples["cosine"])) if len(samples["cosine"]) else None
+    save_json(out / "results.json", results)
+    number = np.arange(1, space.k + 1)
+    figures.curves(
+        out / "spectrum.png",
+        {"components": (number, cumulative)},
+        "number of components",
+        "share of the standardised variance",
+        "Explained variance of the adapters",
+        hlines=lines,
+    )
+    write(results, imported, out)
+
+
+def _counts(k: int) -> list[int]:
+    return [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if n < k] + [k]
+
+
+def compare(space: Subspace, inputs: dict[str, pathlib.Path]) -> dict[str, float]:
+    """The found space against the planted one.
+
+    Returns:
+      ``explained``: planted share of variance; ``explained_found``: share of as many components;
+      ``angle_degrees``: largest principal angle between the two subspaces, in standardised units;
+      ``direction_cosine``: smallest cosine between a found attribute direction and its factor.
+    """
+    truth, header = load_arrays(inputs["adapters"] / "planted.safetensors")
+    std = np.asarray(space.std, np.float64)
+    factors = np.divide(truth["factors"], std, out=np.zeros_like(truth["factors"]), where=std != 0)
+    r = len(factors)
+    basis = np.linalg.qr(factors.T)[0]
+    components = np.asarray(space.components, np.float64)
+    cosines = np.linalg.svd(components[:r] @ basis, compute_uv=False)
+    result = {
+        "explained": header["explained"],
+        "explained_found": float(np.sum(np.asarray(subspace.explained_variance(space))[:r])),
+        "angle_degrees": float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1)))),
+    }
+    if "edit" in inputs:
+        edits, _ = load_arrays(inputs["edit"] / "models.safetensors")
+        found = [edits[key] for key in sorted(edits) if key.startswith("direction.")]
+        pairs = zip(found, factors, strict=False)  # attributes belong to the first factors
+        result["direction_cosine"] = min(
+            float(unit @ components @ factor / np.linalg.norm(factor)) for unit, factor in pairs
+        )
+    return result
+
+
+def write(results: dict[str, Any], imported: dict[str, Any], out: pathlib.Path) -> None:
+    """The page."""
+    page = Report("Your own adapters", "A weight space of LoRA files, and new ones from it.")
+    page.section(
+        "Import",
+        f"{results['imported']} of {results['found']} adapters are in the bank, "
+        f"{results['refused']} were refused, {results['changed']} changed to fit.",
+    )
+    if imported["refused"]:
+        rows = [[item["file"], item["reason"]] for item in imported["refused"][:200]]
+        page.table(["file", "why it was refused"], rows)
+    if imported["changed"]:
+        rows = [[item["name"], item["note"]] for item in imported["changed"][:200]]
+        page.table(["adapter", "what was changed"], rows)
+    page.section("Space")
+    page.figure(out / "spectrum.png", "Cumulative share of variance by number of components.")
+    if "planted" in results:
+        rows = [[name.replace("_", " "), value] for name, value in results["planted"].items()]
+        page.table(["against the planted subspace", "value"], rows)
+    exported = results["export"]
+    page.section(
+        "Exported adapters",
+        f"{len(exported['files'])} files in format `{exported['format']}` with alpha "
+        f"{exported['alpha']:g} in `stages/export/adapters`; read back, they differ by "
+        f"{exported['max_abs_error']:.3g} at most.",
+    )
+    page.table(["file"], [[name] for name in exported["files"][:200]])
+    page.write(out / "report.html")
+
+
+def publish(workdir: pathlib.Path) -> pathlib.Path:
+    """Copies results, figure and page to the top of the working directory."""
+    for name in ("results.json", "spectrum.png", "report.html"):
+        shutil.copyfile(workdir / "stages" / "report" / name, workdir / name)
+    return workdir / "report.html"
