@@ -1,5 +1,7 @@
 """Layers of the UNet in forms that XLA compiles well on CPU, each equal to its plain definition."""
 
+import contextlib
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -25,8 +27,8 @@ class GroupNorm(nn.Module):
         if channels % self.num_groups:
             raise ValueError(f"{channels} channels do not divide into {self.num_groups} groups")
         size = channels // self.num_groups
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(jnp.float32)
         y = x.astype(jnp.float32)
         count = height * width * size
 
@@ -39,6 +41,27 @@ class GroupNorm(nn.Module):
         gain = jnp.repeat(inverse, size, axis=-1) * scale[None]
         shift = bias[None] - jnp.repeat(mean * inverse, size, axis=-1) * scale[None]
         return (y * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016) over the last axis.
+
+    Equal to ``flax.linen.LayerNorm`` with the same parameter names; moments are float32 whatever
+    the input's type, which flax's computes under standard type promotion only.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        mean = y.mean(axis=-1, keepdims=True)
+        variance = jnp.maximum((y * y).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
+        gain = lax.rsqrt(variance + self.epsilon) * scale.astype(jnp.float32).reshape(shape)
+        return ((y - mean) * gain + bias.astype(jnp.float32).reshape(shape)).astype(x.dtype)
 
 
 class Upsample(nn.Module):
@@ -58,9 +81,7 @@ class _PhaseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (3, 3, channels, channels)
-        ).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(x.dtype)
         rows = (
             jnp.stack([kernel[0], kernel[1] + kernel[2]]),
@@ -77,7 +98,7 @@ class _PhaseConv(nn.Module):
                 phases.append(
                     lax.conv_general_dilated(
                         x,
-                        jnp.stack(pair, axis=1),
+                        jnp.stack(pair, axis=1).astype(x.dtype),
                         (1, 1),
                         padding,
                         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -86,6 +107,38 @@ class _PhaseConv(nn.Module):
         y = jnp.stack(phases).reshape(2, 2, batch, height, width, channels)
         y = y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, channels)
         return y + bias[None, None, None]
+
+
+def attention_implementation(
+    platform: str, compute_capability: str | None, dtype: Any, head_width: int
+) -> str:
+    """The ``implementation`` of ``jax.nn.dot_product_attention`` for these operands.
+
+    cuDNN's flash kernels exist for half precision, head widths that are multiples of 8 up to 128,
+    and NVIDIA devices from compute capability 8.0 on; XLA's code is for everything else. XLA's
+    never holds its weights in less than float32; cuDNN's accumulates in float32.
+
+    Args:
+      platform: of the devices that will compute ("cpu", "gpu", "tpu").
+      compute_capability: of an NVIDIA device, such as "9.0"; anything else of others.
+      dtype: of queries, keys and values.
+      head_width: channels of each head.
+    """
+    fits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_width % 8 == 0
+    number = re.fullmatch(r"(\d+)\.\d+", compute_capability or "")
+    recent = number is not None and int(number[1]) >= 8
+    return "cudnn" if platform == "gpu" and recent and fits and head_width <= 128 else "xla"
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
+    """Softmax attention of ``q [batch, tokens, heads, width]`` to ``k``, ``v`` of other length."""
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    chosen: Any = attention_implementation(device.platform, capability, q.dtype, q.shape[-1])
+    # JAX's code promotes half precision to float32 implicitly, which strict promotion forbids.
+    mixed = q.dtype != jnp.float32
+    with jax.numpy_dtype_promotion("standard") if mixed else contextlib.nullcontext():
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=chosen)
 
 
 def apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:

@@ -1,0 +1,163 @@
+"""DreamBooth-LoRA and inversion gradients equal those of torch and PEFT on a tiny UNet."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2w import lora, subspace
+from w2w.diffusion import component_config, objectives, pretrained
+from w2w.diffusion.noise import NoiseProcess
+from w2w.diffusion.pipeline import Condition, predict
+from w2w.diffusion.unet import UNet
+
+torch = pytest.importorskip("torch", reason="torch is the oracle of parity tests (extra: test)")
+diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests (extra: test)")
+peft = pytest.importorskip("peft", reason="the oracle of these tests (extra: test)")
+from tests.parity import tiny_diffusion as tiny  # noqa: E402
+
+pytestmark = pytest.mark.parity
+TIMES = np.array([17, 901], np.int32)
+CONFIG = lora.LoraConfig(rank=1, alpha=27.0)
+
+
+@functools.cache
+def network():
+    """(torch UNet, our apply function, parameters, layout, random flat adapter)."""
+    oracle = tiny.unet("sd1", **tiny.ONE_LEVEL)
+    config = component_config.unet_config(oracle.config)
+    params = pretrained.unet_params(tiny.state(oracle), config)
+    layout = lora.Layout.from_params(params, CONFIG)
+    vector = 0.05 * np.random.default_rng(5).normal(size=layout.size).astype(np.float32)
+    return oracle, functools.partial(predict, UNet(config)), params, layout, vector
+
+
+@functools.cache
+def with_peft():
+    _, _, _, layout, vector = network()
+    settings = peft.LoraConfig(
+        r=1, lora_alpha=27, target_modules=["to_q", "to_v", "query", "value"]
+    )
+    with tiny.quiet():
+        model = peft.get_peft_model(tiny.unet("sd1", **tiny.ONE_LEVEL), settings)
+    adapter = lora.unflatten(jnp.asarray(vector), layout)
+    tensors = {k: torch.tensor(np.asarray(v)) for k, v in lora.to_peft(adapter, layout).items()}
+    assert not peft.set_peft_model_state_dict(model, tensors).unexpected_keys
+    return model
+
+
+def data():
+    rng = np.random.default_rng(0)
+    latents, noise = rng.normal(size=(2, 2, 8, 8, 4)).astype(np.float32)
+    return latents, noise, rng.normal(size=(2, 5, 12)).astype(np.float32)
+
+
+def first(array):
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def torch_prediction(model):
+    """The model's output for :func:`data`, and its target of each kind."""
+    latents, noise, text = data()
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
+    args = first(latents), first(noise), torch.from_numpy(TIMES).long()
+    out = model(scheduler.add_noise(*args), args[2], torch.from_numpy(text)).sample
+    return out, {"epsilon": args[1], "v_prediction": scheduler.get_velocity(*args)}
+
+
+def assert_close(found, expected):
+    error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+    print(f"relative max error {error:.1e}")  # pytest -rP
+    assert error <= 1e-4
+
+
+def test_one_dreambooth_step():
+    """Loss and all gradients, for noise and for velocity prediction."""
+    _, apply_fn, params, layout, vector = network()
+    model = with_peft()
+    out, targets = torch_prediction(model)
+    expected = []
+    for target in targets.values():
+        model.zero_grad()
+        square = (out - target) ** 2
+        wanted = square[:1].mean() + 0.7 * square[1:].mean()  # instance, then class
+        wanted.backward(retain_graph=True)
+        gradients = {
+            name.replace(".default", ""): value.grad.numpy().copy()
+            for name, value in model.named_parameters()
+            if value.grad is not None
+        }
+        expected.append((wanted.item(), gradients))
+    latents, noise, text = data()
+
+    def losses(adapter):
+        predict = lora.adapted(apply_fn, params, adapter, CONFIG)
+        values = [
+            objectives.dreambooth(
+                predict, latents, Condition(text), noise, TIMES,
+                NoiseProcess(prediction=prediction), class_count=1, prior_weight=0.7,
+            )
+            for prediction in targets
+        ]
+        return jnp.stack(values), values
+
+    adapter = lora.unflatten(jnp.asarray(vector), layout)
+    with jax.default_matmul_precision("highest"):
+        gradients, values = jax.jit(jax.jacrev(losses, has_aux=True))(adapter)
+    for i, (wanted, wanted_gradients) in enumerate(expected):
+        assert_close(values[i], wanted)
+        found = lora.to_peft(jax.tree.map(lambda leaf, i=i: leaf[i], gradients), layout)
+        assert set(found) == set(wanted_gradients) and len(found) == 2 * len(layout.modules)
+        for name, gradient in found.items():
+            assert np.abs(wanted_gradients[name]).max() > 0
+            assert_close(gradient, wanted_gradients[name])
+
+
+def test_inversion_gradient_and_mask():
+    """d loss / d coefficients, masked, equals autograd of the same formula."""
+    oracle, apply_fn, params, layout, vector = network()
+    rng = np.random.default_rng(1)
+    k = 3
+    components = np.linalg.qr(rng.normal(size=(layout.size, k)))[0].T.astype(np.float32)
+    std = (0.05 * rng.normal(size=layout.size)).astype(np.float32)  # negative entries, too
+    beta = rng.normal(size=k).astype(np.float32)
+    mask = np.zeros((2, 8, 8, 1), np.float32)
+    mask[:, 2:6, 1:7] = 1.0
+    mask[:, 2, 1:7] = 0.5
+
+    coefficients = torch.from_numpy(beta).requires_grad_()
+    flat = (coefficients @ torch.from_numpy(components)) * torch.from_numpy(std)
+    flat = flat + torch.from_numpy(vector)
+    weights, offset = {}, 0
+    for name, rows, columns in ((n, *s) for n, s in zip(layout.names, layout.shapes, strict=True)):
+        weights[name] = flat[offset : offset + rows * columns].reshape(rows, columns)
+        offset += rows * columns
+    prefix, merged = "base_model.model.", {}
+    for module, _, _ in layout.modules:
+        a, b = (weights[f"{prefix}{module}.lora_{x}.weight"] for x in "AB")
+        merged[f"{module}.weight"] = oracle.get_parameter(f"{module}.weight") + 27.0 * (b @ a)
+
+    def merged_model(*args):
+        return torch.func.functional_call(oracle, merged, args)
+
+    out, targets = torch_prediction(merged_model)
+    wanted = (((out - targets["epsilon"]) * first(mask)) ** 2).mean()
+    wanted.backward()
+
+    space = subspace.Subspace(*map(jnp.asarray, (vector, std, components, np.ones(k))), n=4)
+    latents, noise, text = data()
+
+    def loss(beta, latents_noise):
+        return objectives.inversion(
+            beta, space, layout, CONFIG, apply_fn, params, latents, Condition(text),
+            latents_noise, TIMES, NoiseProcess(), mask,
+        )
+
+    with jax.default_matmul_precision("highest"):
+        found, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(beta), noise)
+    assert_close(found, wanted.item())
+    assert_close(gradient, coefficients.grad.numpy())
