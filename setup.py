@@ -9,14 +9,13 @@ README = pathlib.Path(__file__).with_name("README.md")
 
 # Heavy packages that one method needs and the others do not.
 EXTRAS = {
-    "w2w": ["huggingface_hub>=1", "transformers>=5"],
+    "w2w": ["diffusers>=0.40", "huggingface_hub>=1", "transformers>=5"],
     "meshgcn": ["jraph>=0.0.6.dev0"],
 }
 # Oracles and tools of the test suite; torch is pinned because parity tests compare with it.
 EXTRAS["test"] = [
     *EXTRAS["meshgcn"],
     *EXTRAS["w2w"],
-    "diffusers>=0.40",
     "hypothesis>=6.100",
     "mypy>=1.15",
     "peft>=0.19",

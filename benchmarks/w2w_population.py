@@ -59,8 +59,7 @@ def main() -> None:
 
     def run(count):
         states = train.init_population(jax.random.key(0), count, shared, lora_config, recipe)
-        keys = jax.random.split(jax.random.key(1), count)
-        return lambda: step(states, frames[:count], keys, shared)
+        return lambda: step(states, frames[:count], jax.random.key(1), shared)
 
     together, alone = run(options.adapters), run(1)
     for function in (together, alone):

@@ -38,8 +38,9 @@ class Pipeline:
 
     With several processes every process calls the same stages in the same order. Process 0 decides
     what is skipped and gives finished directories their name; a stage's function runs on all
-    processes and lets process 0 write what is not written collectively. `workdir` must be on a
-    file system that all processes share.
+    processes and lets process 0 write what is not written collectively, or, where the stage says
+    so, on process 0 alone while the others wait. `workdir` must be on a file system that all
+    processes share.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Pipeline:
         config: Any,
         needs: Sequence[str] = (),
         version: int = 1,
+        everywhere: bool = True,
     ) -> pathlib.Path:
         """Runs a stage unless it is already done.
 
@@ -69,6 +71,7 @@ class Pipeline:
             a change of it runs the stage again.
           needs: Names of earlier stages of this pipeline whose artefacts the function reads.
           version: Raise it when the code changes so that old results are wrong.
+          everywhere: Call the function on every process; otherwise on process 0 only.
 
         Returns:
           The directory of the finished stage.
@@ -103,7 +106,8 @@ class Pipeline:
 
         self._say(f"{name}: started")
         start = time.perf_counter()
-        function(config, {need: self._root / need for need in needs}, out)
+        if everywhere or distributed.is_main():
+            function(config, {need: self._root / need for need in needs}, out)
         seconds = time.perf_counter() - start
 
         _barrier(f"{name}:returned")

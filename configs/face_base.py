@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
             image_size=64,
             patch_size=4,
             autoencoder_channels=(64, 128),
-            latent_channels=4,
+            latent_channels=12,
             block_out_channels=(96, 160),
             layers_per_block=1,
             attention_levels=(True, True),
@@ -35,8 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(dict(variants=16, olivetti_variants=40))
     config.autoencoder = ConfigDict(
         dict(
-            num_steps=1100,
-            batch_size=32,
+            num_steps=2500,
+            batch_size=16,
             learning_rate=1e-3,
             perceptual_weight=0.5,
             kl_weight=1e-4,
@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            num_steps=4200,
+            num_steps=5200,
             batch_size=32,
             learning_rate=6e-4,
             warmup=200,

@@ -26,15 +26,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.faces = ConfigDict(dict(image_size=64, models=240, frames=10))
     config.adapter = ConfigDict(
         dict(
-            num_steps=100,
-            batch=3,
+            num_steps=60,
+            batch=4,
             class_batch=1,
-            learning_rate=0.02,
-            prior_weight=1.0,
+            learning_rate=0.03,
+            prior_weight=0.1,
             weight_decay=0.0,
+            ema_decay=0.95,
             time_mean=0.3,
             time_std=1.0,
-            group=24,
+            group=10,
         )
     )
     config.space = ConfigDict(
@@ -47,11 +48,11 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(split="test", people=10, counts=(15, 30, 60, 120))
     )
     config.portraits = ConfigDict(dict(images=6))
-    config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0))
+    config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0, components=60))
     config.edit = ConfigDict(
         dict(
             components=60,
-            strengths=(-1.0, -0.5, 0.0, 0.5, 1.0),
+            strengths=(-2.0, -1.0, 0.0, 1.0, 2.0),
             images=3,
             injection=1.0,
             prompts=dict(male=("man", "woman"), smiling=("smiling person",), age=("old person",)),
@@ -75,7 +76,7 @@ _SMOKE = dict(
     inversion=dict(num_steps=3, batch=2),
     invert=dict(people=4, counts=(6,)),
     portraits=dict(images=2),
-    new=dict(samples=4, sample_images=2),
+    new=dict(samples=4, sample_images=2, components=4),
     edit=dict(components=4, strengths=(-1.0, 0.0, 1.0), images=2),
 )
 _GPU = dict(
@@ -85,6 +86,6 @@ _GPU = dict(
     inversion=dict(num_steps=400, batch=8),
     invert=dict(counts=(30, 100, 300)),
     portraits=dict(images=16),
-    new=dict(samples=128),
+    new=dict(samples=128, components=200),
     edit=dict(components=200, images=8),
 )

@@ -77,7 +77,7 @@ def invert(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     who_array = np.asarray(who, np.int32)
     for name, photos in (("single", one), ("multi", many)):
         frames = np.tile(photos, (1, many.shape[1] // photos.shape[1], 1, 1))
-        arrays[name] = build.fit_adapters(ctx, frames, who_array, config, out / name)
+        arrays[name] = build.fit_adapters(ctx, frames, config, out / name)
     storage.save_arrays(out / "inverted.safetensors", {**arrays, "person": who_array})
 
 
@@ -97,11 +97,11 @@ def portraits(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     for name, vectors in arrays.items():
         if name not in ("person", "coefficients"):
             images[name] = draw(ctx, config, vectors, prompts)
-    nothing = np.zeros((1, ctx.layout.size), np.float32)
-    count = len(arrays["person"])
-    base = draw(ctx, config, nothing, [config.prompts.class_] * config.images)
-    images["base"] = np.repeat(base, count, axis=0)
-    storage.save_arrays(out / "portraits.safetensors", {k: to_bytes(v) for k, v in images.items()})
+    found = {name: to_bytes(values) for name, values in images.items()}
+    known, _ = storage.load_arrays(inputs["base"] / "class_images.safetensors")
+    base = known["images"][None, : config.images, ..., None]
+    found["base"] = np.repeat(base, len(arrays["person"]), axis=0)
+    storage.save_arrays(out / "portraits.safetensors", found)
 
 
 def draw(
@@ -127,11 +127,17 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
 
 
 def sample(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: new models from the space, images of them, and their nearest training models."""
+    """Stage: new models from the space, images of them, and their nearest training models.
+
+    Models are drawn from, and compared in, the leading ``config.components`` components, as in the
+    paper (1,000 of 64,974). With as many components as models the training models would be
+    orthogonal to each other by construction, and every draw nearer to one of them.
+    """
     ctx = context.load(config, inputs["base"])
-    space, _ = subspace.load(inputs["space"] / "space.safetensors")
+    full, _ = subspace.load(inputs["space"] / "space.safetensors")
+    space = subspace.truncate(full, min(config.components, full.k))
     trained, _ = storage.load_arrays(inputs["space"] / "coefficients.safetensors")
-    known = jnp.asarray(trained["coefficients"])
+    known = jnp.asarray(trained["coefficients"])[:, : space.k]
     coefficients = subspace.sample(
         context.key(config, "sample"), space, config.samples, config.factor
     )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from common import checkpoint, image_grids, loop, pipeline, rng, sharding, storage
+from common import checkpoint, distributed, image_grids, loop, pipeline, rng, sharding, storage
 from common.nets import lpips
 from common.stages import Pipeline
 from common.train_state import TrainState
@@ -18,14 +18,15 @@ from w2w import autoencode, base, data, evaluate, losses, models
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of ``configs/face_base.py`` in ``workdir``."""
     folder = stages_of(Pipeline(workdir), config)
-    print(f"weights: {folder / 'face_base.safetensors'}; samples: {folder / 'samples.png'}")
+    if distributed.is_main():
+        print(f"weights: {folder / 'face_base.safetensors'}; samples: {folder / 'samples.png'}")
 
 
 def stages_of(stages: Pipeline, config: ConfigDict) -> Path:
     """Runs the stages of the base model; returns the folder of the weights."""
     shared = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
     frames = {"model": config.model, "seed": config.seed, **config.data}
-    stages.stage("frames", base.prepare, ConfigDict(frames))
+    stages.stage("frames", base.prepare, ConfigDict(frames), everywhere=False)
     settings = ConfigDict({**shared, **config.autoencoder})
     stages.stage("autoencoder", train_autoencoder, settings, ("frames",))
     settings = ConfigDict({**shared, **config.train, "sample": config.sample})
@@ -67,7 +68,10 @@ def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) ->
     )
     step = autoencode.make_train_step(model, recipe, lpips.load_params("alex"))
     state = fit(config, state, step, {"image": bank["image"]}, "autoencoder", out)
-    params = autoencode.standardised(model, {"autoencoder": state.eval_params}, bank["image"][::8])
+    if not distributed.is_main():
+        return
+    trained = {"autoencoder": _on_host(state.eval_params)}
+    params = autoencode.standardised(model, trained, bank["image"][::8])
     latents = autoencode.encode_all(model, params, bank["image"])
     storage.save_arrays(out / "latents.safetensors", {"latents": latents})
     storage.save_tree(out / "autoencoder.safetensors", params)
@@ -84,6 +88,11 @@ def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) ->
     image_grids.contact_sheet(pairs, 8, out / "reconstructions.png")
 
 
+def _on_host(params: dict) -> dict:
+    """Replicated parameters as arrays of this process alone, whatever the mesh they came from."""
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), params)
+
+
 def train_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: trains the diffusion model on latents and exports its moving average."""
     model = base.face_model(config.model)
@@ -96,8 +105,10 @@ def train_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     key = jax.random.key(config.seed)
     state = base.init_state(rng.stream(key, "init"), model, recipe)
     state = fit(config, state, base.make_train_step(model, recipe), source, "base", out)
+    if not distributed.is_main():
+        return
     parts = storage.load_tree(inputs["autoencoder"] / "autoencoder.safetensors")
-    params = {**state.eval_params, **parts}
+    params = {**_on_host(state.eval_params), **parts}
     card = {"steps": recipe.num_steps, "batch_size": recipe.batch_size}
     models.save(out / "face_base.safetensors", model, params, card)
     prompts = ["person"] * config.sample.count

@@ -82,79 +82,82 @@ def obtain_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
 
 def populate(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: one adapter for each identity, group by group; a whole group is never done twice."""
+    """Stage: one adapter for each identity, group by group; a whole group is never done twice.
+
+    Several processes share the groups out among them.
+    """
     ctx = context.load(config, inputs["base"])
     arrays, _ = storage.load_arrays(inputs["faces"] / "frames.safetensors")
     vectors = fit_adapters(
         ctx,
         arrays["frames"],
-        arrays["identity"],
         config,
         out / "groups",
         Writer(out),
+        together=True,
     )
+    if not distributed.is_main():
+        return
     storage.save_arrays(
         out / "adapters.safetensors",
         {"vectors": vectors, "identity": arrays["identity"]},
         {"sha256": ctx.layout.sha256, "rank": config.lora.rank, "alpha": config.lora.alpha},
     )
-    if distributed.is_main():
-        shutil.rmtree(out / "groups")
+    shutil.rmtree(out / "groups")
 
 
 def fit_adapters(
     ctx: Context,
     frames: np.ndarray,
-    identity: np.ndarray,
     config: ConfigDict,
     folder: Path,
     writer: Writer | None = None,
+    together: bool = False,
 ) -> np.ndarray:
     """Trains an adapter on ``frames`` uint8 ``[N, n, size, size]`` of each identity; ``[N, D]``.
 
-    Groups of ``config.adapter.group`` are one compiled program, sharded over the devices. Each
-    adapter's random numbers depend on its identity only, so neither the grouping nor an
-    interruption changes the result.
+    Groups of ``config.adapter.group`` (for each device) are one compiled program, sharded over the
+    devices of this process. With ``together``, all processes of the run make this call with one
+    ``folder`` that they share, and divide the groups. All adapters share their random numbers (see
+    :func:`w2w.train.make_population_step`), so neither the grouping nor the processes nor an
+    interruption change the result.
     """
     recipe = context.adapter_recipe(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(devices=jax.local_devices())
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shared = jax.device_put(ctx.shared, NamedSharding(mesh, PartitionSpec()))
     step = train.compiled_population_step(ctx.model, ctx.lora_config, recipe)
-    init_key, data_key = context.key(config, "adapter"), context.key(config, "frames")
-    parts = []
+    init_key = context.key(config, "adapter")
+    key = jax.device_put(context.key(config, "frames"), NamedSharding(mesh, PartitionSpec()))
     groups = population.groups(len(frames), config.adapter.group, mesh.devices.size)
-    for number, group in enumerate(groups):
-        path = folder / f"{number:04d}.safetensors"
+    paths = [folder / f"{number:04d}.safetensors" for number in range(len(groups))]
+    first, every = (jax.process_index(), jax.process_count()) if together else (0, 1)
+    for number in range(first, len(groups), every):
+        group, path = groups[number], paths[number]
         if not path.is_file():
             start = time.perf_counter()
             size = len(group.indices)
             states = train.init_population(init_key, size, ctx.shared, ctx.lora_config, recipe)
             states = jax.device_put(states, rows)
-            keys = jax.device_put(
-                jax.vmap(lambda i: jax.random.fold_in(data_key, i))(
-                    jnp.asarray(identity[group.indices])
-                ),
-                rows,
-            )
             latents = jax.device_put(context.encode(ctx, frames[group.indices]), rows)
             for _ in range(recipe.num_steps):
-                states, values = step(states, latents, keys, shared)
+                states, values = step(states, latents, key, shared)
             if not bool(jnp.isfinite(values).all()):
                 raise FloatingPointError(f"adapters of group {number}: losses {values}")
-            found = population.flatten_population(states.params, ctx.layout)[: group.valid]
+            found = population.flatten_population(states.eval_params, ctx.layout)[: group.valid]
             folder.mkdir(parents=True, exist_ok=True)
             storage.save_arrays(path, {"vectors": np.asarray(found)})
             seconds = time.perf_counter() - start
             print(
-                f"adapters: {sum(g.valid for g in groups[: number + 1])} of {len(frames)}, "
+                f"adapters: group {number + 1} of {len(groups)}, {group.valid} models, "
                 f"{group.valid / seconds:.2f} per second, loss {float(values.mean()):.4f}",
                 flush=True,
             )
             if writer is not None:
                 writer.scalars(number, {"loss": values.mean(), "seconds": seconds})
-        parts.append(storage.load_arrays(path)[0]["vectors"])
-    return np.concatenate(parts)
+    if together:
+        distributed.barrier("adapters")
+    return np.concatenate([storage.load_arrays(path)[0]["vectors"] for path in paths])
 
 
 def space(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:

@@ -76,6 +76,7 @@ def adapter_recipe(config: ConfigDict) -> train.AdapterRecipe:
         c.learning_rate,
         c.prior_weight,
         c.weight_decay,
+        c.ema_decay,
         losses.NoiseSchedule(c.time_mean, c.time_std),
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from common.metrics import pixel
+from common.metrics import distribution, pixel
 from common.nets import age_gender, expression, face_recogniser, lpips
 
 
@@ -106,6 +106,26 @@ def diversity(images: np.ndarray, centre: np.ndarray) -> float:
     cosines = found @ found.T
     return float(1.0 - cosines[np.triu_indices(len(found), 1)].mean())
 
+
+def distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    """How far ``fake [n, d]`` features are from ``real [m, d]`` as distributions.
+
+    The kernel distance is unbiased at any size; the Frechet distance is biased upwards for small
+    sets, so ``frechet_floor`` gives that of ``n`` of the real vectors from all the others.
+    """
+    precision, recall = distribution.precision_recall(real, fake)
+    density, coverage = distribution.density_coverage(real, fake)
+    some = np.zeros(len(real), bool)
+    some[np.linspace(0, len(real) - 1, min(len(fake), len(real) // 2)).astype(int)] = True
+    return {
+        "kid": distribution.kid(real, fake).value,
+        "frechet": distribution.frechet_from_features(real, fake),
+        "frechet_floor": distribution.frechet_from_features(real[~some], real[some]),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+    }
 
 
 def reconstruction(images: np.ndarray, truth: np.ndarray) -> dict[str, float]:

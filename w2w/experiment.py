@@ -1,10 +1,12 @@
 """The stages of weights2weights: build a space of models, then invert, sample and edit in it."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from common import distributed
 from common.config import ConfigError
 from common.stages import Pipeline
 from w2w import apply, base_experiment, build, judge, models, picture
@@ -25,16 +27,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     drawing = settings("sample", "prompts", "lora")
     faces = {**config.faces, "seed": config.seed}
-    stages.stage("faces", build.faces, ConfigDict(faces))
+    stages.stage("faces", build.faces, ConfigDict(faces), everywhere=False)
     needs: tuple[str, ...] = ()
     if config.base.train:
         base_experiment.stages_of(stages, config.base.recipe)
         needs = ("train",)
     base = settings("prompts", "sample", class_images=config.base.class_images, **source)
-    stages.stage("base", build.obtain_base, base, needs)
+    stages.stage("base", build.obtain_base, base, needs, everywhere=False)
     adapters = ConfigDict({**drawing, "adapter": config.adapter})
+    # The population is shared out among the processes of a run; the rest is one process's work.
     stages.stage("populate", build.populate, adapters, ("faces", "base"))
-    stages.stage("space", build.space, settings(**config.space), ("populate",))
+    alone = functools.partial(stages.stage, everywhere=False)
+    alone("space", build.space, settings(**config.space), ("populate",))
     use = ("faces", "base", "populate", "space")
     invert = ConfigDict(
         {
@@ -44,13 +48,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
             "components": config.space.components,
         }
     )
-    stages.stage("invert", apply.invert, invert, use)
+    alone("invert", apply.invert, invert, use)
     portraits = ConfigDict({**drawing, **config.portraits})
-    stages.stage("portraits", apply.portraits, portraits, (*use, "invert"))
-    stages.stage("sample", apply.sample, ConfigDict({**drawing, **config.new}), use)
+    alone("portraits", apply.portraits, portraits, (*use, "invert"))
+    alone("sample", apply.sample, ConfigDict({**drawing, **config.new}), use)
     edit = ConfigDict({**drawing, "edit": config.edit})
-    stages.stage("edit", apply.edit, edit, (*use, "invert"))
+    alone("edit", apply.edit, edit, (*use, "invert"))
     everything = (*use, "invert", "portraits", "sample", "edit")
-    stages.stage("judge", judge.judge, settings(), everything)
-    stages.stage("report", picture.report, settings(), (*everything, "judge"), version=2)
-    print(f"report: {picture.publish(workdir)}")
+    alone("judge", judge.judge, settings(), everything)
+    alone("report", picture.report, settings(), (*everything, "judge"), version=2)
+    if distributed.is_main():
+        print(f"report: {picture.publish(workdir)}")

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from common import storage
 from common.nets import lpips
-from w2w import apply, context, directions, evaluate
+from w2w import apply, context, data, directions, evaluate
 from w2w.context import FaceTable
 
 
@@ -20,6 +21,7 @@ def judge(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     edits, header = storage.load_arrays(inputs["edit"] / "edits.safetensors")
     samples, _ = storage.load_arrays(inputs["sample"] / "samples.safetensors")
     population, _ = storage.load_arrays(inputs["populate"] / "adapters.safetensors")
+    classes, _ = storage.load_arrays(inputs["base"] / "class_images.safetensors")
     who = tuple(int(p) for p in inverted["person"])
     people = apply.gallery(table, who)
     results = {
@@ -27,7 +29,9 @@ def judge(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "models": len(population["vectors"]),
         "identity": identity(table, who, people, portraits),
         "edits": edit_scores(edits, header["strengths"], table.centre),
-        "samples": novelty(table, population["identity"], samples),
+        "samples": novelty(
+            table, population["identity"], samples, classes["images"][..., None]
+        ),
     }
     storage.save_json(out / "results.json", results)
 
@@ -38,17 +42,23 @@ def identity(
     people: evaluate.Gallery,
     portraits: dict[str, np.ndarray],
 ) -> dict:
-    """Identity score and rank-1 accuracy of each method, with ceiling and chance."""
+    """Identity score, rank-1 accuracy and LPIPS of each method, with ceiling and chance.
+
+    LPIPS is the mean over pairs of an image and a held-out photograph of the person.
+    """
     rows = dict(portraits)
     rows["real"] = apply.photographs(table, who, apply.TRAINED)[..., None]
     rows["photograph"] = apply.photographs(table, who, apply.INVERTED)[..., None]
-    found = {}
+    found: dict[str, Any] = {}
+    references = apply.photographs(table, who, apply.REFERENCES)[..., None]
+    perceptual = lpips.load_params("alex")
     for name, images in rows.items():
         scores = people.id_scores(images)
         found[name] = {
             **evaluate.summary(scores),
             "rank1": people.rank1(images),
             "person": scores.mean(axis=1).tolist(),
+            "lpips": _pairwise(perceptual, images, references),
         }
         if name not in ("real", "photograph"):
             # How varied a model's images are: 0 when it draws one picture whatever the noise.
@@ -115,19 +125,39 @@ def _matched(curve: np.ndarray, identity: list[float], value: float, zero: int) 
     return None
 
 
+def _pairwise(params: dict, images: np.ndarray, references: np.ndarray) -> float:
+    """Mean LPIPS of all pairs of ``images [P, n, ...]`` and ``references [P, m, ...]``."""
+    shape = (*images.shape[:2], *references.shape[1:])
+    first = np.broadcast_to(images[:, :, None], shape)
+    return _distance(params, first, np.broadcast_to(references[:, None], shape))
+
+
 def _distance(params: dict, x: np.ndarray, y: np.ndarray) -> float:
     """Mean LPIPS of image pairs uint8 ``[..., size, size, 1]``."""
-    flat = [a.reshape(-1, *a.shape[-3:]).astype(np.float32) / 255 for a in (x, y)]
-    return float(np.mean(lpips.lpips(params, *flat)))
+    x, y = (a.reshape(-1, *a.shape[-3:]) for a in (x, y))
+    found = np.empty(len(x))
+    for start in range(0, len(x), 64):
+        # The last rows again fill up the last block: one compilation.
+        rows = np.minimum(np.arange(start, start + 64), len(x) - 1)
+        pair = [jnp.asarray(a[rows].astype(np.float32) / 255) for a in (x, y)]
+        found[rows] = lpips.lpips(params, *pair)
+    return float(found.mean())
 
 
-def novelty(table: FaceTable, trained: np.ndarray, samples: dict[str, np.ndarray]) -> dict:
+def novelty(
+    table: FaceTable,
+    trained: np.ndarray,
+    samples: dict[str, np.ndarray],
+    class_images: np.ndarray,
+) -> dict:
     """How near sampled models are to training ones, against how near those are to each other.
 
     ``space``: cosine of coefficients to the nearest training model. ``face``: cosine of face
     descriptors to the nearest training identity, for images of sampled models, for photographs of
     training identities (to the nearest *other* one), and for images of training models (to the
-    nearest other identity, and to their own).
+    nearest other identity, and to their own). ``distribution``: images of sampled models, of
+    training models and of the base model (``class_images [n, size, size, 1]``) against the training
+    photographs, in the recogniser's features.
     """
     photos = np.stack([table.descriptors[table.rows(int(i))].mean(axis=0) for i in trained])
     known = evaluate.unit(photos, table.centre)
@@ -136,6 +166,9 @@ def novelty(table: FaceTable, trained: np.ndarray, samples: dict[str, np.ndarray
     drawn = evaluate.unit(evaluate.describe(samples["images"]), table.centre)
     members = evaluate.unit(evaluate.describe(samples["training_images"]), table.centre)
     count = len(members)
+    base = evaluate.unit(evaluate.describe(class_images), table.centre)
+    everybody = data.training_identities(table.faces.identity)
+    real = evaluate.unit(table.descriptors[everybody], table.centre)
     near = members @ known.T
     own = near[np.arange(count), :, np.arange(count)]
     near[np.arange(count), :, np.arange(count)] = -np.inf
@@ -149,6 +182,11 @@ def novelty(table: FaceTable, trained: np.ndarray, samples: dict[str, np.ndarray
             "photograph_to_nearest_other": _spread(among.max(axis=-1)),
             "training_model_to_nearest_other": _spread(near.max(axis=-1)),
             "training_model_to_own_photograph": _spread(own),
+        },
+        "distribution": {
+            "samples": evaluate.distances(real, drawn.reshape(-1, drawn.shape[-1])),
+            "training_models": evaluate.distances(real, members.reshape(-1, drawn.shape[-1])),
+            "base": evaluate.distances(real, base),
         },
         "diversity": {
             "samples": evaluate.diversity(samples["images"][:, 0], table.centre),

@@ -44,7 +44,7 @@ def denoising(
       mask: None or ``[batch, height, width, 1]``; multiplies prediction and target.
     """
     time_key, noise_key = jax.random.split(key)
-    times = flow.sample_times(time_key, images.shape[:1], schedule.mean, schedule.std)
+    times = flow.sample_times(time_key, images.shape[0], schedule.mean, schedule.std)
     noise = jax.random.normal(noise_key, images.shape, images.dtype)
     predicted = predict(flow.add_noise(images, noise, times), times, text)
     return flow.velocity_loss(predicted, images, times, mask)

@@ -239,11 +239,13 @@ def write(results: dict, quality: dict, out: Path) -> None:
             METHODS.get(name, name),
             f"{v['mean']:.3f} ± {v['standard_error']:.3f}",
             v["rank1"],
+            v["lpips"],
             v.get("diversity", "–"),
         ]
         for name, v in sorted(identity.items(), key=lambda item: -item[1]["mean"])
     ]
-    page.table(["method", "ID score", "rank-1 (1 reference)", "diversity within a model"], rows)
+    columns = ["method", "ID score", "rank-1 (1 reference)", "LPIPS to other photographs"]
+    page.table([*columns, "diversity within a model"], rows)
     page.figure(out / "identity.png").figure(out / "identity_by_models.png")
     page.section(
         "Editing",
@@ -272,6 +274,15 @@ def write(results: dict, quality: dict, out: Path) -> None:
             [f"{kind}: {name.replace('_', ' ')}", *(v[k] for k in ("mean", "p5", "median", "p95"))]
             for kind in ("space", "face")
             for name, v in novelty[kind].items()
+        ],
+    )
+    names = ("kid", "frechet", "frechet_floor", "precision", "recall", "density", "coverage")
+    titles = [name.replace("_", " ") for name in names]
+    page.table(
+        ["recogniser's features against training photographs", *titles],
+        [
+            [kind.replace("_", " "), *(values[n] for n in names)]
+            for kind, values in novelty["distribution"].items()
         ],
     )
     page.section("The space").figure(out / "spectrum.png").figure(out / "heldout.png")

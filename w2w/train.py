@@ -32,6 +32,7 @@ class AdapterRecipe:
       learning_rate: of Adam.
       prior_weight: weight of the class half of the loss.
       weight_decay: decoupled, as AdamW's.
+      ema_decay: of the moving average that is kept as the adapter; 0 keeps the last step's.
       schedule: distribution of noise levels.
     """
 
@@ -41,6 +42,7 @@ class AdapterRecipe:
     learning_rate: float
     prior_weight: float
     weight_decay: float
+    ema_decay: float
     schedule: losses.NoiseSchedule
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -123,17 +125,23 @@ def init_population(
 ) -> TrainState:
     """States of ``count`` adapters along a leading axis, all with the same ``a`` (gauge)."""
     adapters = lora.init(key, shared.unet, config, n=count)
-    return jax.vmap(lambda adapter: TrainState.create(adapter, recipe.optimiser()))(adapters)
+    decay = recipe.ema_decay or None
+    return jax.vmap(lambda one: TrainState.create(one, recipe.optimiser(), decay))(adapters)
 
 
 def make_population_step(
     model: FaceModel, config: lora.LoraConfig, recipe: AdapterRecipe
 ) -> Callable[[TrainState, jax.Array, jax.Array, Shared], tuple[TrainState, jax.Array]]:
-    """Returns the pure step ``(states, latents, keys, shared) -> (states, losses [N])``.
+    """Returns the pure step ``(states, latents, key, shared) -> (states, losses [N])``.
 
-    ``states`` and ``keys [N]`` have one entry for each person, ``latents`` is
-    ``[N, n, *latent_shape]``. The base network is one set of weights for the whole batch; only the
-    thin factors of the adapters have a batch of weights.
+    ``states`` have one entry for each person, ``latents`` is ``[N, n, *latent_shape]``. The base
+    network is one set of weights for the whole batch; only the thin factors of the adapters have a
+    batch of weights.
+
+    The key is common: in step ``i`` every person gets the same choice of images, times and noise,
+    as the original's models do, which were all trained with one seed. What the noise does to an
+    adapter is then nearly the same for all and stays out of their differences, which are what the
+    weight space describes.
     """
 
     def one(
@@ -145,7 +153,7 @@ def make_population_step(
         )
         return state.apply_gradients(grads), loss
 
-    return jax.vmap(one, in_axes=(0, 0, 0, None))
+    return jax.vmap(one, in_axes=(0, 0, None, None))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ SCHEDULE = losses.NoiseSchedule(0.0, 1.0)
 
 def params(seed: int = 0) -> dict:
     """Random parameters; output layers and biases are not zero."""
-    tree = MODEL.init(jax.random.key(seed))
+    tree = jax.jit(MODEL.init)(jax.random.key(seed))
     leaves, definition = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     moved = [
@@ -48,6 +48,7 @@ def recipe(**changes) -> train.AdapterRecipe:
         learning_rate=1e-2,
         prior_weight=1.0,
         weight_decay=0.0,
+        ema_decay=0.0,
         schedule=SCHEDULE,
     )
     return train.AdapterRecipe(**{**values, **changes})

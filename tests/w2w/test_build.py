@@ -20,6 +20,7 @@ CONFIG = ConfigDict(
             learning_rate=1e-2,
             prior_weight=1.0,
             weight_decay=0.0,
+            ema_decay=0.0,
             time_mean=0.0,
             time_std=1.0,
             group=1,
@@ -41,11 +42,10 @@ def frames():
     return np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16)).astype(np.uint8)
 
 
-def fit(ctx, frames, folder, group=1, people=None):
+def fit(ctx, frames, folder, group=1):
     config = CONFIG.copy_and_resolve_references()
     config.adapter.group = group  # for each device
-    people = np.arange(len(frames), dtype=np.int32) if people is None else people
-    return build.fit_adapters(ctx, frames, people, config, folder)
+    return build.fit_adapters(ctx, frames, config, folder)
 
 
 def test_groups_and_devices_do_not_matter(ctx, frames, tmp_path):
@@ -54,7 +54,7 @@ def test_groups_and_devices_do_not_matter(ctx, frames, tmp_path):
     all_at_once = fit(ctx, frames, tmp_path / "b", group=2)
     assert four.shape == (6, ctx.layout.size)
     np.testing.assert_allclose(four, all_at_once, atol=2e-5)
-    last = fit(ctx, frames[5:], tmp_path / "c", people=np.array([5], np.int32))
+    last = fit(ctx, frames[5:], tmp_path / "c")
     np.testing.assert_allclose(four[5], last[0], atol=2e-5)
     assert np.abs(four[0] - four[1]).max() > 1e-3
 
@@ -91,5 +91,5 @@ def test_a_population_that_diverges_is_an_error(ctx, frames, tmp_path):
     config = CONFIG.copy_and_resolve_references()
     config.adapter.learning_rate = float("inf")
     with pytest.raises(FloatingPointError, match="group 0"):
-        build.fit_adapters(ctx, frames[:2], np.arange(2, dtype=np.int32), config, tmp_path)
+        build.fit_adapters(ctx, frames[:2], config, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

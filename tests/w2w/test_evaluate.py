@@ -48,3 +48,14 @@ def test_summary_is_over_people():
     found = evaluate.summary(scores)
     assert found["mean"] == pytest.approx(0.3)
     assert found["standard_error"] == pytest.approx(np.std([0.1, 0.5], ddof=1) / np.sqrt(2))
+
+
+def test_distances_tell_equal_distributions_from_shifted_ones():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(400, 6))
+    same, shifted = rng.normal(size=(80, 6)), 4.0 + rng.normal(size=(80, 6))
+    near, far = evaluate.distances(real, same), evaluate.distances(real, shifted)
+    assert abs(near["kid"]) < 0.2 < 5.0 < far["kid"]
+    assert near["frechet"] < 2 * near["frechet_floor"] < far["frechet"]
+    assert near["precision"] > 0.8 > 0.2 > far["precision"]
+    assert near["coverage"] > far["coverage"] == 0.0

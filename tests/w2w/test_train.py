@@ -22,12 +22,9 @@ def run(count, setting, recipe, steps=3, offset=0):
     _, shared, frames = setting
     step = jax.jit(train.make_population_step(small.MODEL, small.LORA, recipe))
     states = train.init_population(jax.random.key(1), count, shared, small.LORA, recipe)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(
-        offset + jnp.arange(count)
-    )
     history = []
     for _ in range(steps):
-        states, values = step(states, frames[offset : offset + count], keys, shared)
+        states, values = step(states, frames[offset : offset + count], jax.random.key(2), shared)
         history.append(values)
     return states, jnp.stack(history)
 
@@ -75,9 +72,8 @@ def test_base_weights_are_not_batched(setting):
     _, shared, frames = setting
     recipe = small.recipe()
     states = train.init_population(jax.random.key(1), 3, shared, small.LORA, recipe)
-    keys = jax.random.split(jax.random.key(2), 3)
     step = train.make_population_step(small.MODEL, small.LORA, recipe)
-    text = str(jax.make_jaxpr(step)(states, frames, keys, shared))
+    text = str(jax.make_jaxpr(step)(states, frames, jax.random.key(2), shared))
     assert "f32[3,3,3,8,16]" not in text, "a convolution kernel has a population axis"
 
 
@@ -97,3 +93,25 @@ def test_dreambooth_is_the_weighted_sum_of_its_halves():
         predict, person, text[:2], others, text[2:], key, small.SCHEDULE, 0.25
     )
     np.testing.assert_allclose(found, both[:2].mean() + 0.25 * both[2:].mean(), rtol=1e-6)
+
+
+def test_people_share_their_noise(setting):
+    # Two people with the same photographs get the same adapter; the noise is not theirs.
+    _, shared, frames = setting
+    recipe = small.recipe()
+    step = jax.jit(train.make_population_step(small.MODEL, small.LORA, recipe))
+    states = train.init_population(jax.random.key(1), 2, shared, small.LORA, recipe)
+    same = jnp.stack([frames[0], frames[0]])
+    for _ in range(3):
+        states, values = step(states, same, jax.random.key(2), shared)
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
+    for leaf in jax.tree.leaves(states.params):
+        np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
+
+
+def test_the_moving_average_is_the_adapter(setting):
+    recipe = small.recipe(ema_decay=0.9)
+    states, _ = run(2, setting, recipe)
+    name = next(iter(states.params))
+    kept, last = states.eval_params[name]["b"], states.params[name]["b"]
+    assert 0 < float(jnp.abs(kept).max()) < float(jnp.abs(last).max())
