@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(components=239, counts=(15, 30, 60, 120, 200), reconstruction_ks=(10, 14))
     )
     config.inversion = ConfigDict(
-        dict(num_steps=100, batch=4, learning_rate=0.05, prior=0.0, time_mean=0.3, time_std=1.0)
+        dict(num_steps=100, batch=4, learning_rate=0.2, prior=0.0, time_mean=0.3, time_std=1.0)
     )
     config.invert = ConfigDict(
         dict(split="test", people=10, counts=(15, 30, 60, 120))
