@@ -53,9 +53,11 @@ def test_groups_and_devices_do_not_matter(ctx, frames, tmp_path):
     four = fit(ctx, frames, tmp_path / "a", group=1)
     all_at_once = fit(ctx, frames, tmp_path / "b", group=2)
     assert four.shape == (6, ctx.layout.size)
-    np.testing.assert_allclose(four, all_at_once, atol=2e-5)
+    # 2 % of one step: Adam divides by the gradient's size, so that where it is small, the rounding
+    # of another batch size shows. Other noise or other frames differ by whole steps.
+    np.testing.assert_allclose(four, all_at_once, atol=2e-4)
     last = fit(ctx, frames[5:], tmp_path / "c")
-    np.testing.assert_allclose(four[5], last[0], atol=2e-5)
+    np.testing.assert_allclose(four[5], last[0], atol=2e-4)
     assert np.abs(four[0] - four[1]).max() > 1e-3
 
 

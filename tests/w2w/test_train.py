@@ -37,7 +37,7 @@ def test_population_equals_separate_runs(setting):
         for a, b in zip(
             jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True
         ):
-            np.testing.assert_allclose(a[i], b[0], atol=2e-5)
+            np.testing.assert_allclose(a[i], b[0], atol=2e-4)  # 2 % of one step of Adam
 
 
 def test_adapters_of_a_population_start_in_one_gauge_and_part(setting):
