@@ -51,6 +51,9 @@ def initialize(
     jax.distributed.initialize(
         coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
     )
+    # The first collective makes the communicators, for which Gloo gives a late process 30 seconds.
+    # Here none is late; later one may have a minute more to compile than another.
+    barrier("initialize")
 
 
 def is_main() -> bool:

@@ -96,6 +96,10 @@ def curves(
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         if logx:
             axes.set_xscale("log")
+            places = np.unique(np.concatenate([parts[0] for parts in arrays.values()]))
+            if len(places) <= 8:  # these points and no others, as plain numbers
+                axes.set_xticks(places, [f"{place:g}" for place in places])
+                axes.minorticks_off()
         if logy:
             axes.set_yscale("log")
         _reference_lines(axes, hlines)

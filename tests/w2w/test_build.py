@@ -61,6 +61,15 @@ def test_groups_and_devices_do_not_matter(ctx, frames, tmp_path):
     assert np.abs(four[0] - four[1]).max() > 1e-3
 
 
+def test_the_adapter_is_the_moving_average(ctx, frames, tmp_path):
+    config = CONFIG.copy_and_resolve_references()
+    config.adapter.ema_decay = 0.9
+    kept = build.fit_adapters(ctx, frames[:2], config, tmp_path / "kept")
+    last = fit(ctx, frames[:2], tmp_path / "last")
+    # After three updates the average has mixed in 1/10, 2/11 and 3/12 of the earlier values.
+    assert np.abs(kept - last).max() > 1e-3
+
+
 def test_an_interrupted_population_continues(ctx, frames, tmp_path, monkeypatch):
     whole = fit(ctx, frames, tmp_path / "whole", group=1)
     compiled = train.compiled_population_step
