@@ -103,7 +103,9 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
     def place_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array):
-            if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            # An equivalent sharding of another kind is another compilation to `jit`.
+            named = isinstance(leaf.sharding, NamedSharding)
+            if named and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
                 return leaf
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 # device_put takes no typed keys where devices belong to other processes.

@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
             text_layers=2,
         )
     )
-    config.data = ConfigDict(dict(variants=16, olivetti_variants=40))
+    config.data = ConfigDict(dict(celeba=999, variants=16, olivetti_variants=40))
     config.autoencoder = ConfigDict(
         dict(
             num_steps=2500,
@@ -64,6 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.autoencoder_channels = (16, 16)
         config.model.block_out_channels = (16, 32)
         config.model.text_width = 32
+        config.data.celeba = 60
         config.data.variants = 1
         config.data.olivetti_variants = 1
         for part in (config.autoencoder, config.train):

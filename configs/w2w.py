@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prompts = ConfigDict(dict(instance="sks person", class_="person"))
     config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
     config.lora = ConfigDict(dict(rank=1, alpha=1.0))
-    config.faces = ConfigDict(dict(image_size=64, models=240, frames=10))
+    config.faces = ConfigDict(dict(image_size=64, celeba=999, models=240, frames=10))
     config.adapter = ConfigDict(
         dict(
             num_steps=60,
@@ -38,6 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
             group=10,
         )
     )
+    # The adapters without a space that inversion is compared with: as many steps and images.
+    config.unconstrained = config.adapter.copy_and_resolve_references()
+    config.unconstrained.num_steps = 100
     config.space = ConfigDict(
         dict(components=239, counts=(15, 30, 60, 120, 200), reconstruction_ks=(10, 14))
     )
@@ -70,8 +73,9 @@ def get_config(variant: str = "") -> ConfigDict:
 _SMOKE = dict(
     base=dict(class_images=4),
     sample=dict(steps=2),
-    faces=dict(models=12, frames=5),
+    faces=dict(celeba=60, models=12, frames=5),
     adapter=dict(num_steps=3, group=4, batch=2),
+    unconstrained=dict(num_steps=3, group=4, batch=2),
     space=dict(components=11, counts=(4, 8), reconstruction_ks=(2, 3)),
     inversion=dict(num_steps=3, batch=2),
     invert=dict(people=4, counts=(6,)),
@@ -82,6 +86,7 @@ _SMOKE = dict(
 _GPU = dict(
     faces=dict(models=1024),
     adapter=dict(num_steps=400, batch=6, class_batch=2, group=128),
+    unconstrained=dict(num_steps=400, batch=8, class_batch=2, group=128),
     space=dict(components=1000, counts=(30, 100, 300, 800), reconstruction_ks=(10, 29)),
     inversion=dict(num_steps=400, batch=8),
     invert=dict(counts=(30, 100, 300)),

@@ -1,9 +1,12 @@
-"""A weight space of your own LoRA files: import, fit, sample, edit, export (weights2weights).
+"""A weight space of your own LoRA files: import, fit, sample, invert, edit, export, draw.
 
-Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", 2024.
+Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", 2024
+          (weights2weights).
 Command:  python launch.py --config=configs/w2w_adapters.py --config.folder=my_adapters \\
             --config.edit.labels=labels.csv --config.export.format=kohya
-Cost:     dominated by reading the files; no network is evaluated.
+          With the base model, photographs become adapters, too, and models are drawn:
+            --config.invert.pipeline=stable-diffusion-v1-5 --config.invert.images=photographs
+Cost:     dominated by reading the files; without a pipeline no network is evaluated.
 Expected: the smoke variant plants five directions and finds them within 7 degrees.
 Variants: smoke (makes its own adapters; CI).
 """
@@ -38,8 +41,45 @@ def get_config(variant: str = "") -> ConfigDict:
             labels="",  # CSV: name, attribute, attribute, ...; "": no edits
             attributes=(),  # (): all columns
             components=0,  # that directions are fitted on; 0: all
-            models=("mean",),  # names of adapters, sample0, sample1, ..., or mean
+            models=("mean",),  # names of adapters, mean, sample0, ..., inverted-<person>
             strengths=(-1.0, 1.0),  # 1: the largest projection of an adapter
+        )
+    )
+    # Photographs of people to models of the space, with the base model that the adapters are of.
+    config.invert = ConfigDict(
+        dict(
+            pipeline="",  # its folder in diffusers' layout, or owner/name of a hub repository
+            images="",  # folder of one person's photographs, or of a sub-folder for each person
+            masks="",  # folder of masks named as the photographs, white counts; "": none
+            prompt="sks person",
+            size=0,  # pixels of a side; 0: the model's
+            views=8,  # random crops of each photograph that is not of the model's proportions
+            zoom=1.0,  # smallest crop, as a share of the largest; below 1 also for square ones
+            mirror=False,
+            components=0,  # 0: all
+            component_dtype="float32",  # bfloat16: half the memory
+            units="raw",  # of learning_rate: raw, or deviations of each component
+            steps=400,
+            batch=1,  # noisy images of each person in a step
+            learning_rate=0.1,
+            weight_decay=1e-10,
+            at_once=0,  # people on each device at once; 0: all
+            dtype="float32",  # of the networks; bfloat16 on accelerators
+            remat=False,  # gradient checkpointing
+            save_every=50,  # steps
+            draws=16,  # of noise and time, that inversion and mean model are compared on
+        )
+    )
+    # Images of all models, if there is a pipeline.
+    config.draw = ConfigDict(
+        dict(
+            prompts=("sks person",),
+            negative="low quality, blurry, unfinished",
+            images=2,  # of each prompt and model
+            steps=50,
+            guidance=3.0,
+            at_once=4,  # models in one batch
+            thumbnail=256,  # pixels a side in the report; images/ has them whole
         )
     )
     config.export = ConfigDict(dict(format="kohya", fold=False, dtype="float32"))

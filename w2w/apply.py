@@ -40,7 +40,7 @@ def invert(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
     ``w2w``: coefficients from one photograph; ``w2w-N``: the same in the space of the first N
     models; ``single``: an unconstrained adapter on the same photograph; ``multi``: one on five
-    photographs. The unconstrained ones have the recipe of the population.
+    photographs. ``config.adapter`` is the recipe of the unconstrained ones.
     """
     ctx = context.load(config, inputs["base"])
     table = context.load_faces(inputs["faces"])

@@ -1,6 +1,7 @@
 """Training of the autoencoder whose latents the face model denoises."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,13 +84,17 @@ def encode_all(
     model: FaceModel, params: dict, images: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
     """Standardised latents float32 ``[n, *latent_shape]`` of uint8 images ``[n, size, size]``."""
-    encode = jax.jit(model.to_latents)
     out = []
     for start in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
         pixels = images[rows].astype(np.float32)[..., None] / 127.5 - 1.0
-        out.append(np.asarray(encode(params, jnp.asarray(pixels))))
+        out.append(np.asarray(_encode(model, params, jnp.asarray(pixels))))
     return np.concatenate(out)[: len(images)]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode(model: FaceModel, params: dict, pixels: jax.Array) -> jax.Array:
+    return model.to_latents(params, pixels)
 
 
 def standardised(model: FaceModel, params: dict, images: np.ndarray) -> dict:

@@ -76,7 +76,7 @@ def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) ->
     storage.save_arrays(out / "latents.safetensors", {"latents": latents})
     storage.save_tree(out / "autoencoder.safetensors", params)
 
-    photographs = data.Photographs(config.model.image_size).faces()
+    photographs = data.Photographs(config.model.image_size, celeba=0).faces()
     unseen = photographs.select(~data.training_identities(photographs.identity)).images
     decoded = jax.jit(model.to_images)(params, autoencode.encode_all(model, params, unseen))
     images = (np.asarray(decoded) + 1) / 2

@@ -19,7 +19,7 @@ from w2w.context import Context
 def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: canonical photographs, and what the independent networks say of them."""
     del inputs
-    photographs = data.Photographs(config.image_size)
+    photographs = data.Photographs(config.image_size, config.celeba)
     found = photographs.faces()
     images = found.images[..., None]
     labels = evaluate.attribute_values(images)
@@ -32,26 +32,27 @@ def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             **{f"label.{name}": values for name, values in labels.items()},
         },
     )
-    chosen = space_identities(config.models)
+    chosen = space_identities(config.models, config.celeba)
     rng = np.random.default_rng(config.seed)
     rows = [np.flatnonzero(found.identity == identity) for identity in chosen]
     frames = np.stack([_frames(photographs, r, config.frames, rng) for r in rows])
     storage.save_arrays(out / "frames.safetensors", {"frames": frames, "identity": chosen})
 
 
-def space_identities(count: int) -> np.ndarray:
+def space_identities(count: int, celeba: int = data.CELEBA_PHOTOGRAPHS) -> np.ndarray:
     """The first ``count`` identities of the population, in a fixed shuffled order.
 
-    The 25 Olivetti training people and CelebA photographs; never test or validation people.
+    The 25 Olivetti training people and (the first ``celeba``) CelebA photographs; never test or
+    validation people.
     """
-    available = [*data.TRAINING_PEOPLE, *range(data.FIRST_CELEBA, data.FIRST_CELEBA + 999)]
+    available = [*data.TRAINING_PEOPLE, *range(data.FIRST_CELEBA, data.FIRST_CELEBA + celeba)]
     if count > len(available):
         raise ValueError(f"{count} models asked for, {len(available)} training identities exist")
-    celeba = np.random.default_rng(0).permutation(available[len(data.TRAINING_PEOPLE) :])
+    photographed = np.random.default_rng(0).permutation(available[len(data.TRAINING_PEOPLE) :])
     people = np.random.default_rng(1).permutation(available[: len(data.TRAINING_PEOPLE)])
     if count <= len(people):
         return people[:count].astype(np.int32)
-    chosen = np.concatenate([people, celeba[: count - len(people)]])
+    chosen = np.concatenate([people, photographed[: count - len(people)]])
     return np.random.default_rng(2).permutation(chosen).astype(np.int32)
 
 
@@ -126,7 +127,7 @@ def fit_adapters(
     mesh = sharding.make_mesh(devices=jax.local_devices())
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shared = jax.device_put(ctx.shared, NamedSharding(mesh, PartitionSpec()))
-    step = train.compiled_population_step(ctx.model, ctx.lora_config, recipe)
+    step = train.compiled_population_step(ctx.model, ctx.lora_config, recipe, rows)
     init_key = context.key(config, "adapter")
     key = jax.device_put(context.key(config, "frames"), NamedSharding(mesh, PartitionSpec()))
     groups = population.groups(len(frames), config.adapter.group, mesh.devices.size)

@@ -24,6 +24,8 @@ TRAINING_PEOPLE = tuple(
 FIRST_CELEBA = 1000
 """CelebA photograph ``i`` is identity ``FIRST_CELEBA + i``."""
 
+CELEBA_PHOTOGRAPHS = 999
+
 CELEBA_BOX = (46.4, 89.6, 130.4, 173.6)
 """Crop of an aligned 178 x 218 CelebA photograph that puts the eyes where Olivetti has them."""
 
@@ -44,7 +46,7 @@ def name_word(identity: int) -> str:
 
 def base_words() -> tuple[str, ...]:
     """Vocabulary of the base model: :data:`WORDS` and a name for each training identity."""
-    identities = [*TRAINING_PEOPLE, *range(FIRST_CELEBA, FIRST_CELEBA + 999)]
+    identities = [*TRAINING_PEOPLE, *range(FIRST_CELEBA, FIRST_CELEBA + CELEBA_PHOTOGRAPHS)]
     return WORDS + tuple(name_word(i) for i in identities)
 
 
@@ -139,15 +141,16 @@ class Photographs:
 
     Args:
       size: side of the frames in pixels.
+      celeba: how many of the CelebA photographs, in order of file name.
     """
 
-    def __init__(self, size: int = 64):
+    def __init__(self, size: int = 64, celeba: int = CELEBA_PHOTOGRAPHS):
         olivetti = datasets.olivetti()
         self.size = size
         pad = 16
         self._olivetti = np.pad(olivetti.images, ((0, 0), (pad, pad), (pad, pad)), mode="edge")
         self._olivetti_box = (float(pad), float(pad), float(pad + 64), float(pad + 64))
-        self._celeba = _grey(datasets.celeba_photos())
+        self._celeba = _grey(datasets.celeba_photos()[:celeba])
         self.identity = np.concatenate(
             [
                 np.asarray(olivetti.person, np.int32),

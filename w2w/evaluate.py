@@ -45,24 +45,26 @@ class Gallery:
         mean = self.references.mean(axis=1)
         return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
-    def id_scores(self, images: np.ndarray) -> np.ndarray:
-        """Cosine of each image to its person's template.
+    def describe(self, images: np.ndarray) -> np.ndarray:
+        """Centred unit descriptors ``[..., 128]`` of images ``[..., size, size, 1]``."""
+        return unit(describe(images), self.centre)
+
+    def id_scores(self, found: np.ndarray) -> np.ndarray:
+        """Cosine of each image to its person's template, ``[P, n]``.
 
         Args:
-          images: ``[P, n, size, size, 1]``.
-
-        Returns:
-          ``[P, n]``.
+          found: descriptors of the images, ``[P, n, 128]``, from :meth:`describe`.
         """
-        found = unit(describe(images), self.centre)
         return np.einsum("pnd,pd->pn", found, self.templates)
 
-    def rank1(self, images: np.ndarray) -> float:
+    def rank1(self, found: np.ndarray) -> float:
         """Share of images nearest to the right person, with one reference photograph of each.
 
         Averaged over which of the reference photographs is the one.
+
+        Args:
+          found: descriptors of the images, ``[P, n, 128]``, from :meth:`describe`.
         """
-        found = unit(describe(images), self.centre)
         people = np.arange(len(found))[:, None]
         hits = [
             np.argmax(np.einsum("pnd,qd->pnq", found, self.references[:, m]), axis=-1) == people
@@ -100,9 +102,8 @@ def monotone_share(values: np.ndarray) -> float:
     return float(np.mean(np.diff(values, axis=-1) > 0))
 
 
-def diversity(images: np.ndarray, centre: np.ndarray) -> float:
-    """Mean of 1 - cosine over all pairs of faces in ``images [n, size, size, 1]``."""
-    found = unit(describe(images), centre)
+def diversity(found: np.ndarray) -> float:
+    """Mean of 1 - cosine over all pairs of centred unit descriptors ``[n, d]``."""
     cosines = found @ found.T
     return float(1.0 - cosines[np.triu_indices(len(found), 1)].mean())
 

@@ -42,8 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     use = ("faces", "base", "populate", "space")
     invert = ConfigDict(
         {
-            **adapters,
+            **drawing,
             **config.invert,
+            "adapter": config.unconstrained,
             "inversion": config.inversion,
             "components": config.space.components,
         }

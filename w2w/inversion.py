@@ -36,6 +36,7 @@ class InversionRecipe:
     prior: float
     schedule: losses.NoiseSchedule
 
+    @functools.cache  # noqa: B019 (few recipes exist); states of one recipe have one pytree type
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with a linear decay over the last half of the steps."""
         return optax.adam(train.linear_decay(self.learning_rate, self.num_steps))
@@ -155,6 +156,7 @@ def invert(
     """
     people = images.shape[0]
     step = compiled_inversion_step(model, config, layout, recipe)
+    space = space.replace(n=0)  # static and not used: each number would compile again
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(people))
     states = init_inversion(people, space.k, recipe)
     for number in range(recipe.num_steps):

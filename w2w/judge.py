@@ -53,16 +53,17 @@ def identity(
     references = apply.photographs(table, who, apply.REFERENCES)[..., None]
     perceptual = lpips.load_params("alex")
     for name, images in rows.items():
-        scores = people.id_scores(images)
+        described = people.describe(images)
+        scores = people.id_scores(described)
         found[name] = {
             **evaluate.summary(scores),
-            "rank1": people.rank1(images),
+            "rank1": people.rank1(described),
             "person": scores.mean(axis=1).tolist(),
             "lpips": _pairwise(perceptual, images, references),
         }
         if name not in ("real", "photograph"):
             # How varied a model's images are: 0 when it draws one picture whatever the noise.
-            spread = [evaluate.diversity(person, table.centre) for person in images]
+            spread = [evaluate.diversity(person) for person in described]
             found[name]["diversity"] = float(np.mean(spread))
     return found
 
@@ -189,8 +190,8 @@ def novelty(
             "base": evaluate.distances(real, base),
         },
         "diversity": {
-            "samples": evaluate.diversity(samples["images"][:, 0], table.centre),
-            "training_models": evaluate.diversity(samples["training_images"][:, 0], table.centre),
+            "samples": evaluate.diversity(drawn[:, 0]),
+            "training_models": evaluate.diversity(members[:, 0]),
             "photographs": float(1 - (known @ known.T)[np.triu_indices(len(known), 1)].mean()),
         },
     }

@@ -25,6 +25,7 @@ import numpy as np
 from flax import struct
 
 from common.storage import load_arrays, save_arrays
+from w2w.components import combine, correlate
 from w2w.pca.dense import METHODS, Standardised, moments
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -38,6 +39,7 @@ class Subspace(struct.PyTreeNode):
       std: ``[D]`` unbiased standard deviation; 0 for entries that do not vary. Spaces from
         elsewhere may hold negative entries: the sign cancels between projection and its inverse.
       components: ``[k, D]`` orthonormal rows; in each, the entry of largest magnitude is positive.
+        May be held in half precision, see :func:`narrow`.
       variances: ``[k]`` variance of the training coefficients, descending.
       n: number of models the space was built from.
     """
@@ -124,7 +126,7 @@ def project(space: Subspace, weights: jax.Array) -> jax.Array:
     inverse = jnp.where(space.std == 0, 0, 1 / jnp.where(space.std == 0, 1, space.std))
     shape = (1,) * (weights.ndim - 1) + space.mean.shape
     standard = (weights - space.mean.reshape(shape)) * inverse.reshape(shape)
-    return jnp.matmul(standard, space.components.T, precision=_HIGHEST)
+    return correlate(standard, space.components)
 
 
 def unproject(space: Subspace, coefficients: jax.Array) -> jax.Array:
@@ -136,7 +138,7 @@ def unproject(space: Subspace, coefficients: jax.Array) -> jax.Array:
     if j > space.k:
         raise ValueError(f"{j} coefficients for a space of {space.k} components")
     shape = (1,) * (coefficients.ndim - 1) + space.mean.shape
-    standard = jnp.matmul(coefficients, space.components[:j], precision=_HIGHEST)
+    standard = combine(coefficients, space.components[:j])
     return standard * space.std.reshape(shape) + space.mean.reshape(shape)
 
 
@@ -145,6 +147,15 @@ def truncate(space: Subspace, k: int) -> Subspace:
     if not 1 <= k <= space.k:
         raise ValueError(f"k = {k} of a space of {space.k} components")
     return space.replace(components=space.components[:k], variances=space.variances[:k])
+
+
+def narrow(space: Subspace, dtype: Any) -> Subspace:
+    """The same space with its components held in ``dtype`` (``jnp.bfloat16``: half the memory).
+
+    Each entry is rounded once; coefficients, mean and deviations stay float32, and so do all
+    products (see :mod:`w2w.components`).
+    """
+    return space.replace(components=space.components.astype(dtype))
 
 
 def widen(space: Subspace, k: int) -> Subspace:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding
 
 from common.train_state import TrainState
 from w2w import lora, losses
@@ -45,6 +46,7 @@ class AdapterRecipe:
     ema_decay: float
     schedule: losses.NoiseSchedule
 
+    @functools.cache  # noqa: B019 (few recipes exist); states of one recipe have one pytree type
     def optimiser(self) -> optax.GradientTransformation:
         """AdamW with clipped gradients and a linear decay over the last half of the steps."""
         rate = linear_decay(self.learning_rate, self.num_steps)
@@ -158,7 +160,19 @@ def make_population_step(
 
 @functools.cache
 def compiled_population_step(
-    model: FaceModel, config: lora.LoraConfig, recipe: AdapterRecipe
+    model: FaceModel,
+    config: lora.LoraConfig,
+    recipe: AdapterRecipe,
+    rows: NamedSharding | None = None,
 ) -> Callable:
-    """The jitted step with donated states; one compilation for all calls of equal shapes."""
-    return jax.jit(make_population_step(model, config, recipe), donate_argnums=0)
+    """The jitted step with donated states; one compilation for all calls of equal shapes.
+
+    Args:
+      model: the face model.
+      config: the adapters' rank and scale.
+      recipe: optimiser, batch and noise.
+      rows: sharding of states and losses over adapters. The results keep it; left to the compiler
+        they would come back otherwise sharded, and the next call would compile again.
+    """
+    step = make_population_step(model, config, recipe)
+    return jax.jit(step, donate_argnums=0, out_shardings=rows)

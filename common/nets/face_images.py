@@ -42,14 +42,15 @@ def prepare(images: jax.Array, size: int, margin: float = 0.0) -> jax.Array:
 def in_batches(
     function: Callable[[Any, jax.Array], Any], params: Any, images: np.ndarray, batch_size: int = 64
 ) -> Any:
-    """Applies a jitted `function(params, images)` to many images with one compilation.
+    """Applies a jitted `function(params, images)` to many images with few compilations.
 
     Args:
         function: returns arrays (in any pytree) with the batch as first axis.
         params: first argument of `function`.
         images: `[count, height, width, channels]` or `[count, height, width]`; uint8 is divided by
         255.
-        batch_size: images a call; the last batch is padded to it and the padding is cut off.
+        batch_size: images a call; the last batch is padded to it and the padding is cut off. For
+            fewer images it is the next power of two, so that few sizes are ever compiled.
 
     Returns:
         The pytree of `function` with NumPy arrays `[count, ...]`.
@@ -60,7 +61,7 @@ def in_batches(
     count = len(images)
     if count == 0:
         raise ValueError("expected at least one image, found none")
-    size = min(batch_size, count)
+    size = min(batch_size, 1 << (count - 1).bit_length())
     outputs = []
     for start in range(0, count, size):
         chunk = np.asarray(images[start:start + size])

@@ -156,6 +156,15 @@ def test_one_trace_over_fits_and_donation():
     _fit(7, step, _init(tx))  # the same function again: neither traced nor compiled again
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_one_compilation_on_a_mesh(devices):
+    step = make_step()
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    _fit(3, step, mesh=mesh)
+    (update,) = loop._JITTED[step].values()
+    assert update._cache_size() == 1
+
+
 def test_weak_types_are_traced_once():
     step = chex.assert_max_traces(
         lambda s, b, k: ({"x": 0.5 * jnp.cos(1.0)}, {"loss": s["x"]}), n=1

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from w2w import lora, subspace
@@ -115,6 +116,58 @@ def test_one_dreambooth_step():
         for name, gradient in found.items():
             assert np.abs(wanted_gradients[name]).max() > 0
             assert_close(gradient, wanted_gradients[name])
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax.adamw: 1 - decay**count
+def test_ten_dreambooth_steps():
+    """Clipped AdamW as in the recipe of the published models: ten steps end at torch's weights."""
+    rate, decay, steps, longest = 1e-3, 1e-2, 10, 0.4
+    times = np.random.default_rng(2).integers(0, 1000, (steps, 2)).astype(np.int32)
+    latents, noise, text = data()
+    model = with_peft.__wrapped__()  # one's own, as its weights change
+    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, rate, weight_decay=decay)
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
+    norms = []
+    for t in torch.from_numpy(times).long():
+        optimiser.zero_grad()
+        noisy = scheduler.add_noise(first(latents), first(noise), t)
+        square = (model(noisy, t, torch.from_numpy(text)).sample - first(noise)) ** 2
+        (square[:1].mean() + square[1:].mean()).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, longest).item())
+        optimiser.step()
+    expected = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+    assert min(norms) < longest < max(norms)  # some are clipped
+
+    _, apply_fn, params, layout, vector = network()
+    chain = optax.chain(
+        optax.clip_by_global_norm(longest), optax.adamw(rate, weight_decay=decay)
+    )
+
+    def loss(adapter, t):
+        predict = lora.adapted(apply_fn, params, adapter, CONFIG)
+        return objectives.dreambooth(
+            predict, latents, Condition(text), noise, t, NoiseProcess(), class_count=1
+        )
+
+    @jax.jit
+    def step(adapter, state, t):
+        updates, state = chain.update(jax.grad(loss)(adapter, t), state, adapter)
+        return optax.apply_updates(adapter, updates), state
+
+    adapter = lora.unflatten(jnp.asarray(vector), layout)
+    state = chain.init(adapter)
+    with jax.default_matmul_precision("highest"):
+        for t in times:
+            adapter, state = step(adapter, state, t)
+    for name, found in lora.to_peft(adapter, layout).items():
+        torch_name = name.replace(".weight", ".default.weight")
+        change = np.abs(expected[torch_name] - start[torch_name].numpy()).max()
+        assert change > 0.3 * rate * steps
+        assert np.abs(np.asarray(found) - expected[torch_name]).max() <= 1e-3 * change
 
 
 def test_inversion_gradient_and_mask():

@@ -59,7 +59,8 @@ def inputs(oracle, seed=0):
         return x, times, text
     pooled = rng.normal(size=(2, 10)).astype(np.float32)
     sizes = np.array([[64, 48, 0, 8, 64, 64], [32, 32, 4, 0, 64, 48]], np.float32)
-    return x, times, text, pooled, sizes
+    embedded = oracle.config.projection_class_embeddings_input_dim - pooled.shape[1]
+    return x, times, text, pooled, sizes[:, : embedded // oracle.config.addition_time_embed_dim]
 
 
 def torch_unet(oracle, x, times, text, pooled=None, sizes=None):
@@ -78,11 +79,11 @@ def torch_unet(oracle, x, times, text, pooled=None, sizes=None):
 @functools.cache
 def both_unets(kind):
     oracle = tiny.unet(kind)
-    config = component_config.unet_config(oracle.config)
+    config = component_config.unet_config(oracle.config, 5 if kind == "refiner" else 6)
     return oracle, config, pretrained.unet_params(tiny.state(oracle), config)
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "refiner"])
 def test_unet(kind):
     oracle, config, params = both_unets(kind)
     arguments = inputs(oracle)
@@ -94,7 +95,7 @@ def test_unet(kind):
 
     with jax.default_matmul_precision("highest"):
         assert_close(jax.jit(functools.partial(run, None))(*arguments), expected)
-    if kind != "sd2":
+    if kind in ("sd1", "sdxl"):
         half = np.asarray(jax.jit(functools.partial(run, jnp.bfloat16))(*arguments))
         assert half.dtype == np.float32
         assert cosine(half, expected) >= 0.999

@@ -38,7 +38,7 @@ def state(module) -> dict[str, np.ndarray]:
 
 
 def unet(kind="sd1", **changes):
-    """diffusers' UNet with the peculiarities of "sd1", "sd2" or "sdxl"."""
+    """diffusers' UNet with the peculiarities of "sd1", "sd2", "sdxl" or "refiner"."""
     import diffusers
 
     common = dict(
@@ -70,6 +70,13 @@ def unet(kind="sd1", **changes):
             addition_embed_type="text_time",
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=6 * 4 + 10,
+        ),
+        "refiner": dict(  # of SDXL: one number less besides the pooled text
+            **ONE_LEVEL,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=5 * 4 + 10,
         ),
     }
     return randomised(diffusers.UNet2DConditionModel, **{**common, **more[kind], **changes})

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from common import sharding
 from tests.w2w import small
 from w2w import build, context, generate, train
 
@@ -59,6 +61,17 @@ def test_groups_and_devices_do_not_matter(ctx, frames, tmp_path):
     last = fit(ctx, frames[5:], tmp_path / "c")
     np.testing.assert_allclose(four[5], last[0], atol=2e-4)
     assert np.abs(four[0] - four[1]).max() > 1e-3
+
+
+def test_groups_share_one_compilation(ctx, frames, tmp_path):
+    train.compiled_population_step.cache_clear()
+    fit(ctx, frames, tmp_path, group=1)  # two groups on four devices
+    assert train.compiled_population_step.cache_info().currsize == 1
+    recipe = context.adapter_recipe(CONFIG)
+    rows = NamedSharding(sharding.make_mesh(devices=jax.local_devices()), PartitionSpec("data"))
+    step = train.compiled_population_step(ctx.model, ctx.lora_config, recipe, rows)
+    assert train.compiled_population_step.cache_info().currsize == 1  # the one that was used
+    assert step._cache_size() == 1
 
 
 def test_the_adapter_is_the_moving_average(ctx, frames, tmp_path):

@@ -6,18 +6,12 @@ import pytest
 from w2w import evaluate, judge
 
 
-def planted(monkeypatch, descriptors):
-    """Lets images be their own descriptors."""
-    monkeypatch.setattr(evaluate, "describe", lambda images: images.reshape(*images.shape[:-3], -1))
-    return np.asarray(descriptors, np.float32)[..., None, None]
-
-
-def test_identity_of_copies_and_strangers(monkeypatch):
+def test_identity_of_copies_and_strangers():
     rng = np.random.default_rng(0)
     people = rng.normal(size=(4, 1, 6))
     references = evaluate.unit(people + 0.1 * rng.normal(size=(4, 5, 6)), np.zeros(6))
     gallery = evaluate.Gallery(references, np.zeros(6))
-    copies = planted(monkeypatch, np.repeat(people, 3, axis=1))
+    copies = evaluate.unit(np.repeat(people, 3, axis=1), gallery.centre)
     assert gallery.id_scores(copies).min() > 0.95
     assert gallery.rank1(copies) == 1.0
     swapped = copies[::-1]
@@ -25,11 +19,17 @@ def test_identity_of_copies_and_strangers(monkeypatch):
     assert gallery.rank1(swapped) == 0.0
 
 
-def test_diversity(monkeypatch):
-    same = planted(monkeypatch, np.tile(np.array([1.0, 2.0, 0.0]), (4, 1)))
-    assert evaluate.diversity(same, np.zeros(3)) == pytest.approx(0.0, abs=1e-6)
-    axes = planted(monkeypatch, np.eye(3))
-    assert evaluate.diversity(axes, np.zeros(3)) == pytest.approx(1.0)
+def test_descriptors_are_centred_and_of_length_one(monkeypatch):
+    monkeypatch.setattr(evaluate, "describe", lambda images: images.reshape(*images.shape[:-3], -1))
+    images = np.array([[3.0, 4.0], [1.0, 3.0]]).reshape(2, 1, 2, 1)  # their own descriptors
+    found = evaluate.Gallery(np.zeros((1, 1, 2)), np.array([0.0, 3.0])).describe(images)
+    np.testing.assert_allclose(found, [[0.9486833, 0.3162278], [1.0, 0.0]], rtol=1e-6)
+
+
+def test_diversity():
+    same = np.tile(np.array([0.6, 0.8, 0.0]), (4, 1))
+    assert evaluate.diversity(same) == pytest.approx(0.0, abs=1e-6)
+    assert evaluate.diversity(np.eye(3)) == pytest.approx(1.0)
 
 
 def test_monotone_share():

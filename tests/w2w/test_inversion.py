@@ -56,6 +56,19 @@ def test_people_at_once_equal_people_one_by_one(setting):
     assert float(jnp.abs(together[0] - together[1]).max()) > 1e-3
 
 
+def test_spaces_of_any_number_of_models_share_one_compilation(setting):
+    _, shared, layout, space, images = setting
+    inversion.compiled_inversion_step.cache_clear()
+    for models in (9, 5):
+        one = space.replace(n=models)
+        inversion.invert(
+            images, jax.random.key(0), one, shared, layout, small.MODEL, small.LORA, recipe()
+        )
+    step = inversion.compiled_inversion_step(small.MODEL, small.LORA, layout, recipe())
+    assert inversion.compiled_inversion_step.cache_info().currsize == 1
+    assert step._cache_size() == 1
+
+
 def test_gradient_equals_finite_differences(setting):
     images = setting[-1][0]
     beta = 0.3 * jax.random.normal(jax.random.key(4), (4,))

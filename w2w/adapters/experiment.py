@@ -1,14 +1,17 @@
-"""The stages for somebody's own adapters: import, fit, sample, edit, export, report."""
+"""The stages for own adapters: import, fit, sample, invert, edit, export, draw, report."""
 
 import hashlib
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from common.config import ConfigError
 from common.stages import Pipeline
-from w2w.adapters import planted
+from w2w.adapters import base_model, photographs, planted
+from w2w.adapters import draw as drawing
+from w2w.adapters import invert as inverting
 from w2w.adapters import report as adapters_report
 from w2w.adapters import stages as own_adapters
 from w2w.bank import folder as bank_import
@@ -17,6 +20,7 @@ from w2w.bank import folder as bank_import
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs the stages of ``configs/w2w_adapters.py`` in ``workdir``; finished ones are skipped."""
     stages = Pipeline(workdir)
+    base = _base(config)
     source, needs = _source(config, stages)
     seed = {"seed": config.seed}
     settings = {"adapter": config.adapter, "bank": config.bank, **source}
@@ -25,16 +29,43 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     sampling = ConfigDict({**config.sample, **seed})
     stages.stage("sample", own_adapters.sample, sampling, ("import", "space"))
     models: tuple[str, ...] = ("sample",)
+    if config.invert.images:
+        pictures = photographs.digest(inverting.find_people(config.invert))
+        settings = ConfigDict({**config.invert, **base, **seed, "pictures": pictures})
+        stages.stage("invert", inverting.invert, settings, ("import", "space"))
+        models = (*models, "invert")
     if config.edit.labels or needs:
-        editing = ConfigDict({**config.edit, **_digest(config.edit.labels)})
-        needed = (*needs, "import", "space", "sample")
-        stages.stage("edit", own_adapters.edit, editing, needed)
-        models = ("sample", "edit")
+        settings = ConfigDict({**config.edit, **_digest(config.edit.labels)})
+        stages.stage("edit", own_adapters.edit, settings, (*needs, "import", "space", *models))
+        models = (*models, "edit")
     stages.stage("export", own_adapters.export, ConfigDict(config.export), ("import", *models))
-    everything = (*needs, "import", "space", *models, "export")
+    everything: tuple[str, ...] = (*needs, "import", "space", *models, "export")
+    if base and config.draw.prompts:
+        settings = ConfigDict({**config.draw, **base, **seed})
+        stages.stage("draw", drawing.draw, settings, ("import", "space", *models))
+        everything = (*everything, "draw")
     stages.stage("report", adapters_report.report, ConfigDict(), everything)
     print(f"adapters: {workdir / 'stages' / 'export' / 'adapters'}")
     print(f"report: {adapters_report.publish(workdir)}")
+
+
+def _base(config: ConfigDict) -> dict[str, Any]:
+    """What stages that evaluate the base model depend on; empty if none is given."""
+    if not config.invert.pipeline:
+        if config.invert.images:
+            raise ConfigError("config.invert.images needs the base model, config.invert.pipeline")
+        return {}
+    if jax.process_count() > 1:
+        raise ConfigError("config.invert.pipeline: inversion and drawing run in one process")
+    if config.invert.masks and not config.invert.images:
+        raise ConfigError("config.invert.masks without config.invert.images")
+    digest = base_model.digest(config.invert.pipeline)
+    shared = {name: config.invert[name] for name in ("pipeline", "dtype", "remat", "size")}
+    if config.invert.images:
+        # Mistakes are errors before anything is imported.
+        inverting.find_people(config.invert)
+        inverting.recipe_of(config.invert)
+    return {**shared, "pipeline_digest": digest}
 
 
 def _source(config: ConfigDict, stages: Pipeline) -> tuple[dict[str, Any], tuple[str, ...]]:

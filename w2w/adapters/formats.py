@@ -8,14 +8,19 @@ One tensor of the queries of one attention layer, in each spelling:
     model      down_blocks.0.attn1.to_q.lora_A.weight             (or .processor.to_q_lora.down.)
     kohya      lora_unet_down_blocks_0_attn1_to_q.lora_down.weight, and .alpha beside it
 
+    kohya      lora_unet_input_blocks_1_1_attn1_to_q.lora_down.weight       (older block names)
+
 ``w2w`` keeps the name of the adapter in its keys, as the original's export does; ``model`` is what
-diffusers' ``unet.save_lora_adapter`` writes; ``kohya`` is read by A1111 and ComfyUI.
+diffusers' ``unet.save_lora_adapter`` writes; ``kohya`` is read by A1111 and ComfyUI. Files of kohya
+name blocks as diffusers (SD 1.x, 2.x; also what is written here) or as the original code (SDXL; see
+:mod:`~w2w.adapters.original_blocks`); both are read.
 """
 
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from w2w.adapters import original_blocks
 from w2w.lora_layout import PEFT_PREFIX, Layout
 
 FORMATS = ("peft", "w2w", "diffusers", "model", "kohya")
@@ -47,7 +52,6 @@ _COMPOUND = (
     *("to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out", "conv_in", "conv_out"),
     *("conv_shortcut", "time_embedding", "add_embedding", "linear_1", "linear_2"),
 )
-_ORIGINAL_BLOCKS = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
 
 
 class AdapterError(ValueError):
@@ -59,7 +63,8 @@ class Key(NamedTuple):
 
     Attributes:
       format: one of ``FORMATS``, or ``"text encoder"``.
-      module: torch name of the adapted module; of a kohya file, with underscores for dots.
+      module: torch name of the adapted module in diffusers; of a kohya file, with underscores for
+        dots.
       part: ``"A"`` (down, ``[rank, in]``), ``"B"`` (up, ``[out, rank]``) or ``"alpha"``.
       adapter: name of the adapter inside a ``w2w`` key, otherwise empty.
     """
@@ -84,11 +89,15 @@ def parse(key: str) -> Key:
     family, rest = "model", key
     if key.startswith(_KOHYA):
         family, rest = "kohya", key.removeprefix(_KOHYA)
-        if _ORIGINAL_BLOCKS.match(rest):
-            raise AdapterError(
-                "blocks are named as in the original Stable Diffusion code; only the names of "
-                "diffusers (down_blocks, mid_block, up_blocks) are known"
-            )
+        stem, dot, end = rest.partition(".")
+        if original_blocks.is_original(stem):
+            module = original_blocks.to_diffusers(stem)
+            if module is None:
+                raise AdapterError(
+                    f"{stem} is named as in the original Stable Diffusion code, but no module of "
+                    "its networks has this name"
+                )
+            rest = f"{module}{dot}{end}"
     elif key.startswith(_UNET):
         family, rest = "diffusers", key.removeprefix(_UNET).removeprefix(PEFT_PREFIX)
     elif key.startswith(PEFT_PREFIX):

@@ -12,6 +12,7 @@ from common.report import Report
 from common.storage import load_arrays, load_json, save_json
 from w2w import subspace
 from w2w.adapters import stages as own_adapters
+from w2w.adapters.draw import FIGURES
 from w2w.subspace import Subspace
 
 
@@ -36,6 +37,8 @@ def report(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Pat
         lines["planted"] = results["planted"]["explained"]
     samples, _ = load_arrays(inputs["sample"] / "models.safetensors")
     results["sample_cosine"] = float(np.mean(samples["cosine"])) if len(samples["cosine"]) else None
+    if "invert" in inputs:
+        results["inverted"] = inversions(inputs)
     save_json(out / "results.json", results)
     number = np.arange(1, space.k + 1)
     figures.curves(
@@ -46,7 +49,31 @@ def report(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Pat
         "Explained variance of the adapters",
         hlines=lines,
     )
-    write(results, imported, out)
+    write(results, imported, out, inputs.get("draw"))
+
+
+def inversions(inputs: dict[str, pathlib.Path]) -> list[dict[str, Any]]:
+    """Losses of each inverted person, of the mean model's on the same draws, and the neighbour."""
+    arrays, header = load_arrays(inputs["invert"] / "models.safetensors")
+    names = own_adapters.open_bank(inputs).names
+    rows = zip(
+        header["names"],
+        arrays["loss_of_mean_model"],
+        arrays["loss"],
+        arrays["nearest"],
+        arrays["cosine"],
+        strict=True,
+    )
+    return [
+        {
+            "name": name,
+            "loss_of_mean_model": float(before),
+            "loss": float(after),
+            "nearest": names[nearest],
+            "cosine": float(cosine),
+        }
+        for name, before, after, nearest, cosine in rows
+    ]
 
 
 def _counts(k: int) -> list[int]:
@@ -83,8 +110,13 @@ def compare(space: Subspace, inputs: dict[str, pathlib.Path]) -> dict[str, float
     return result
 
 
-def write(results: dict[str, Any], imported: dict[str, Any], out: pathlib.Path) -> None:
-    """The page."""
+def write(
+    results: dict[str, Any],
+    imported: dict[str, Any],
+    out: pathlib.Path,
+    drawn: pathlib.Path | None = None,
+) -> None:
+    """The page; ``drawn`` is the folder of the sheets of images."""
     page = Report("Your own adapters", "A weight space of LoRA files, and new ones from it.")
     page.section(
         "Import",
@@ -102,6 +134,19 @@ def write(results: dict[str, Any], imported: dict[str, Any], out: pathlib.Path) 
     if "planted" in results:
         rows = [[name.replace("_", " "), value] for name, value in results["planted"].items()]
         page.table(["against the planted subspace", "value"], rows)
+    if "inverted" in results:
+        page.section(
+            "Inverted photographs",
+            "Denoising loss on the same noise and times, of the mean model and of the model that "
+            "was found, and the most similar adapter of the bank (cosine of coefficients).",
+        )
+        rows = [[row["name"], *list(row.values())[1:]] for row in results["inverted"]]
+        page.table(["model", "loss of the mean model", "loss", "nearest adapter", "cosine"], rows)
+    if drawn is not None:
+        page.section("Images", "Whole images are in `stages/draw/images`.")
+        for name, caption in FIGURES.items():
+            if (drawn / name).is_file():
+                page.figure(drawn / name, caption)
     exported = results["export"]
     page.section(
         "Exported adapters",

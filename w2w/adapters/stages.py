@@ -192,16 +192,22 @@ def edit(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path)
     samples, header = load_arrays(inputs["sample"] / "models.safetensors")
     start = {MEAN: np.zeros(space.k, np.float32)}
     start |= dict(zip(header["names"], samples["coefficients"], strict=True))
+    if "invert" in inputs:
+        inverted, header = load_arrays(inputs["invert"] / "models.safetensors")
+        start |= dict(zip(header["names"], inverted["coefficients"], strict=True))
     start |= dict(zip(bank.names, training, strict=True))
     if unknown := set(config.models) - set(start):
-        raise ValueError(f"no model {sorted(unknown)}; there are {MEAN}, samples and adapters")
+        raise ValueError(
+            f"no model {sorted(unknown)}; there are {MEAN}, samples, inversions and adapters"
+        )
 
-    names, moved, units = [], [], {}
+    names, rows, moved, units = [], [], [], {}
     k = min(config.components or space.k, space.k)
     for attribute in config.attributes or tuple(labels):
         direction = direction_of(training, labels[attribute], attribute, k)
         units[attribute] = direction.unit
         for model in config.models:
+            rows.append((attribute, model))
             for strength in config.strengths:
                 coefficients = jnp.asarray(start[model])
                 moved.append(directions.edit(coefficients, direction, strength))
@@ -209,15 +215,16 @@ def edit(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path)
     coefficients = jnp.stack(moved)
     arrays = {"coefficients": coefficients, "vectors": subspace.unproject(space, coefficients)}
     arrays |= {f"direction.{attribute}": unit for attribute, unit in units.items()}
-    save_arrays(out / "models.safetensors", arrays, {"names": names})
+    header = {"names": names, "rows": rows, "strengths": list(config.strengths)}
+    save_arrays(out / "models.safetensors", arrays, header)
 
 
 def export(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
-    """Stage: every sampled and edited model as an adapter file, read back and compared."""
+    """Stage: every sampled, inverted and edited model as an adapter file, read back, compared."""
     bank = open_bank(inputs)
     folder = out / "adapters"
     files, worst = [], 0.0
-    for stage in ("sample", "edit"):
+    for stage in ("sample", "invert", "edit"):
         if stage not in inputs:
             continue
         arrays, header = load_arrays(inputs[stage] / "models.safetensors")

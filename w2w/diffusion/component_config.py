@@ -95,8 +95,13 @@ def _single(kind: str, key: str, value: Any) -> int:
     return values.pop()
 
 
-def unet_config(config: Config) -> UNetConfig:
+def unet_config(config: Config, size_count: int = 6) -> UNetConfig:
     """Our configuration of diffusers' ``UNet2DConditionModel``.
+
+    Args:
+      config: its ``config.json``.
+      size_count: numbers that a UNet with ``text_time`` conditioning is told besides the pooled
+        text: 6 of SDXL, 5 of its refiner (sizes, crop, aesthetic score). The file does not say.
 
     Raises:
       ValueError: a key is not supported at its value.
@@ -123,13 +128,13 @@ def unet_config(config: Config) -> UNetConfig:
     kind = config.get("addition_embed_type")
     if kind == "text_time":
         width = config["addition_time_embed_dim"]
-        # Six sizes in pixels; what is left of the input's width is the pooled text.
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * width
+        # What the embedded sizes leave of the input's width is the pooled text.
+        pooled = config["projection_class_embeddings_input_dim"] - size_count * width
         if pooled <= 0:
             raise ValueError("UNet configuration: projection_class_embeddings_input_dim = "
                              f"{config['projection_class_embeddings_input_dim']} leaves nothing "
-                             f"beside six sizes of addition_time_embed_dim = {width}")
-        sizes = dict(size_embedding=width, pooled_width=pooled)
+                             f"beside {size_count} sizes of addition_time_embed_dim = {width}")
+        sizes = dict(size_embedding=width, pooled_width=pooled, size_count=size_count)
     elif kind is not None:
         raise ValueError(f"UNet configuration: addition_embed_type = {kind!r} is not supported")
     return UNetConfig(

@@ -1,0 +1,117 @@
+"""Idempotent Generative Network: one network generates, projects, refines and detects.
+
+Paper:    Shocher et al., "Idempotent Generative Network", ICLR 2024.
+Command:  python launch.py --config=configs/ign.py
+Cost and numbers: ign/README.md.
+Variants: smoke (CI), fashion, faces (Olivetti and CelebA, grey, 64 x 64), celeba64 (the paper's
+          network and weights), gpu (MNIST at the published width), seeds (five MNIST trainings).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "ign"
+    config.experiment = "ign.experiment"
+    config.seed = 0
+    config.data = ConfigDict(dict(source="mnist", size=28, channels=1, limit=0))
+    config.noise = "hermitian"  # normal, half or hermitian; see ign/noise.py
+    config.net = ConfigDict(
+        dict(width=16, latent=64, norm="group", dropout=0.0, conditional=False)
+    )
+    config.loss = ConfigDict(
+        dict(
+            metric="l1",  # l1, l2 or lpips
+            reconstruction_metric="",  # "" is `metric`
+            idempotence_form="drift",  # or purified
+            reconstruction=20.0,
+            idempotence=20.0,
+            tightness=2.5,
+            matching=20.0,
+            clamp=1.5,  # 0: no clamp
+            # Values of a weight that are tried, one training for each and each seed.
+            grid=dict(reconstruction=(), idempotence=(), tightness=(), matching=(), clamp=()),
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            seeds=(0,),  # one training for each
+            mode="auto",  # vmap, map or auto; see ign/population.py
+            num_steps=6000,
+            batch_size=128,
+            learning_rate=5e-4,
+            betas=(0.5, 0.999),
+            clip_norm=0.0,
+            warmup=100,
+            tightness_start=0,
+            tightness_warmup=2000,
+            input_noise=0.0,
+            pool=2,  # candidates for each real image
+            ema_decay=0.999,
+            decay_from=0.7,
+            log_every=50,
+            checkpoint_every=500,
+        )
+    )
+    config.probe = ConfigDict(dict(count=500, every=500))
+    config.judge = ConfigDict(
+        dict(num_steps=900, batch_size=128, log_every=50, checkpoint_every=0)
+    )
+    config.baseline = ConfigDict(
+        dict(
+            num_steps=2000, batch_size=128, learning_rate=1e-3, noise=0.5, log_every=50,
+            checkpoint_every=500,
+        )
+    )  # fmt: skip
+    config.evaluate = ConfigDict(dict(count=2000, other="fashion"))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    if variant in _CHANGES:
+        config.update(_CHANGES[variant])
+    elif variant:
+        known = ", ".join(_CHANGES)
+        raise ValueError(f"configs/ign.py has no variant {variant!r}; it has: {known}")
+    return config
+
+
+_FACES = dict(
+    data=dict(source="faces", size=64),
+    train=dict(batch_size=64),
+    evaluate=dict(other=""),
+)
+_CHANGES: dict[str, dict] = {
+    "smoke": dict(
+        data=dict(limit=1024),
+        net=dict(width=8, latent=16),
+        train=dict(
+            num_steps=6, batch_size=16, log_every=2, checkpoint_every=3, tightness_warmup=2
+        ),
+        probe=dict(count=64, every=3),
+        judge=dict(num_steps=8, batch_size=32, log_every=4),
+        baseline=dict(num_steps=4, batch_size=16, log_every=2, checkpoint_every=3),
+        evaluate=dict(count=128, other=""),
+    ),
+    "fashion": dict(
+        data=dict(source="fashion"),
+        judge=dict(num_steps=2000),
+        evaluate=dict(other="mnist"),
+    ),
+    "faces": _FACES,
+    "celeba64": dict(
+        data=dict(source="celeba", size=64, channels=3),
+        noise="half",
+        net=dict(width=64, latent=512),
+        loss=dict(matching=0.0),
+        train=dict(
+            num_steps=100_000, batch_size=256, learning_rate=1e-4, warmup=0, tightness_warmup=0,
+            decay_from=1.0,
+        ),
+        evaluate=dict(other=""),
+    ),
+    "gpu": dict(
+        net=dict(width=64, latent=256),
+        train=dict(num_steps=30_000, seeds=(0, 1, 2, 3, 4)),
+        baseline=dict(num_steps=8000),
+    ),
+    "seeds": dict(train=dict(seeds=(0, 1, 2, 3, 4))),
+}  # fmt: skip

@@ -1,0 +1,32 @@
+"""The stages of an idempotent network: images, judge, baselines, training, measures, report."""
+
+import functools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from common import distributed
+from common.stages import Pipeline
+from ign import measure, report, stages
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stages of `configs/ign.py` in `workdir`; finished ones are skipped."""
+    pipeline = Pipeline(workdir)
+    alone = functools.partial(pipeline.stage, everywhere=False)
+
+    def settings(*names: str) -> ConfigDict:
+        return ConfigDict({name: config[name] for name in (*names, "seed", "mesh")})
+
+    alone("data", stages.prepare, settings("data", "noise"))
+    pipeline.stage("judge", stages.train_judge, settings("judge"), ("data",))
+    network = ("data", "net")
+    pipeline.stage("baselines", stages.train_baselines, settings(*network, "baseline"), ("data",))
+    training = settings(*network, "loss", "train", "probe")
+    pipeline.stage("train", stages.train, training, ("data", "judge"))
+    trained = ("data", "judge", "baselines", "train")
+    alone("measure", measure.measure, settings("evaluate"), trained)
+    alone("report", report.report, ConfigDict({"source": config.data.source}), (
+        "measure", "train"))
+    if distributed.is_main():
+        print(f"report: {report.publish(workdir)}")

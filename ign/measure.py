@@ -1,0 +1,178 @@
+"""The stage that measures every member beside the baselines: `results.json` and what is drawn."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import rng, storage
+from ign import baseline, corruptions, data, evaluate, project, settings
+from ign.evaluate import Judge
+from ign.project import Model
+
+_SHOWN = 64  # images of each kind kept for figures
+_apply = jax.jit(lambda model, *arrays: model(*arrays))
+
+
+def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: writes `results.json`, and `drawn.safetensors` of the first member for the figures."""
+    images = settings.load_images(inputs["data"])
+    judge = settings.load_judge(inputs["judge"])
+    probes = storage.load_json(inputs["train"] / "probe.json")
+    count = min(config.evaluate.count, len(images.test), len(images.train))
+    test = settings.signed(images.test[:count])
+    labels = None if images.test_labels is None else images.test_labels[:count]
+    key = rng.stream(jax.random.key(config.seed), "evaluate")
+    restorers = {
+        name: project.load(inputs["baselines"] / f"{name.replace(' ', '_')}.safetensors")
+        for name in baseline.NAMES
+    }
+    results: dict[str, Any] = {
+        "count": count,
+        "judge": storage.load_json(inputs["judge"] / "judge.json"),
+        "probe": probes,
+        "members": [],
+    }
+    strangers = other_images(config, test, key)
+    for index, name in enumerate(probes["members"]):
+        model = project.load(inputs["train"] / f"member{index}.safetensors")
+        z = np.asarray(model.noise(key, count))
+        asked = settings.drawn_labels(labels, model.config.classes, count)
+        found, drawn = member(model, restorers, judge, test, labels, z, asked, strangers)
+        results["members"].append({"name": name, "final": probes["final"][index], **found})
+        if index == 0:
+            results["baselines"] = baseline_rows(
+                model, restorers, judge, images, test, labels, z, key
+            )
+            shown = pictures(model, test, labels, z, asked, drawn, strangers, key)
+            storage.save_arrays(out / "drawn.safetensors", shown)
+    storage.save_json(out / "results.json", results)
+
+
+def member(
+    model: Model,
+    restorers: dict[str, Model],
+    judge: Judge,
+    test: np.ndarray,
+    labels: np.ndarray | None,
+    z: np.ndarray,
+    asked: np.ndarray | None,
+    strangers: dict[str, np.ndarray],
+) -> tuple[dict[str, Any], np.ndarray]:
+    """All numbers of one model, and its images `f(z)`; see `evaluate` for the definitions."""
+    own = None if not model.config.classes else labels
+
+    def f(images: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        arrays = (images,) if given is None else (images, given)
+        return project.in_blocks(lambda *parts: _apply(model, *parts), *arrays)
+
+    def drift(images: np.ndarray) -> np.ndarray:
+        return np.abs(f(images, own) - images).mean(axis=(1, 2, 3))
+
+    real = judge(test)
+    once = f(z, asked)
+    twice = f(once, asked)
+    found: dict[str, Any] = {}
+    for name, images in (("f", once), ("ff", twice)):
+        judged = judge(images)
+        found[name] = evaluate.distances(real, judged, labels)
+        if asked is not None:
+            found[name]["agreement"] = float(np.mean(judged.labels == asked))
+    found["idempotence"] = evaluate.idempotence(model, z, asked)
+
+    def by(other: Model) -> evaluate.Restorer:
+        if other.config.classes:
+            return lambda x, given: other(x, given)
+        return lambda x, _: other(x)
+
+    functions = {"f": by(model)} | {name: by(other) for name, other in restorers.items()}
+    found["restoration"] = evaluate.restoration(functions, test, labels, judge)
+    found["detection"] = evaluate.detection(drift, test, {"f(z)": once, "noise z": z, **strangers})
+    if not model.config.independent:
+        found["mode_gap"] = evaluate.mode_gap(model, test, z)
+    return found, once
+
+
+def baseline_rows(
+    model: Model,
+    restorers: dict[str, Model],
+    judge: Judge,
+    images: data.ImageSet,
+    test: np.ndarray,
+    labels: np.ndarray | None,
+    z: np.ndarray,
+    key: jax.Array,
+) -> dict[str, dict[str, float]]:
+    """The generation numbers of what is not the method: the floor, and ways to fail."""
+    train = settings.signed(images.train)
+    mean = np.repeat(train.mean(axis=0, keepdims=True), len(test), axis=0)
+    jitter = 1e-3 * np.asarray(jax.random.normal(key, mean.shape))  # a covariance needs a spread
+    rows = {
+        "real training images": train[: len(test)],
+        "mean image": mean + jitter,
+        "noise itself (identity)": np.clip(z, -1.0, 1.0),
+    }
+    for name, other in restorers.items():
+        rows[f"{name} of noise"] = project.in_blocks(functools.partial(_apply, other), z)
+    real = judge(test)
+    return {name: evaluate.distances(real, judge(x), labels) for name, x in rows.items()}
+
+
+def other_images(config: ConfigDict, test: np.ndarray, key: jax.Array) -> dict[str, np.ndarray]:
+    """Inputs that are not of the data, for detection, each like `test`."""
+    found = {"shuffled pixels": np.asarray(corruptions.shuffled_pixels(jnp.asarray(test), key))}
+    for what in ("noise 0.5", "occlusion"):
+        corrupt = corruptions.standard(test.shape[-1])[what]
+        found[what] = np.asarray(corrupt(jnp.asarray(test), key))
+    if config.evaluate.other:
+        other = data.load(config.evaluate.other, test.shape[1], test.shape[-1])
+        found[config.evaluate.other] = settings.signed(other.test[: len(test)])
+    return found
+
+
+def pictures(
+    model: Model,
+    test: np.ndarray,
+    labels: np.ndarray | None,
+    z: np.ndarray,
+    asked: np.ndarray | None,
+    drawn: np.ndarray,
+    strangers: dict[str, np.ndarray],
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """Images for the figures: samples, trajectories, restorations, drift maps, interpolations."""
+    count = min(_SHOWN, len(test))
+    few = min(10, count)
+    given = asked[:few] if asked is not None else None
+    own = labels[:few] if model.config.classes and labels is not None else None
+    found = {
+        "real": test[:count],
+        "samples": drawn[:count],
+        "trajectory": np.asarray(project.trajectory(model, z[:few], 4, given)),
+        "drift.real": np.asarray(project.drift_map(model, test[:few], own)),
+    }
+    for name, corrupt in corruptions.standard(test.shape[-1]).items():
+        spoilt = corrupt(jnp.asarray(test[:few]), key)
+        found[f"spoilt.{name}"] = np.asarray(spoilt)
+        found[f"restored.{name}"] = np.asarray(model(spoilt, own))
+    for name, images in strangers.items():
+        found[f"stranger.{name}"] = images[:few]
+        found[f"drift.{name}"] = np.asarray(project.drift_map(model, images[:few], own))
+    ends = min(4, count // 3)
+    rows = []
+    for i in range(ends):
+        path = project.interpolate_noise(model, z[2 * i], z[2 * i + 1], 9)
+        label = None if asked is None else np.repeat(asked[2 * i : 2 * i + 1], len(path))
+        rows.append(np.asarray(model(path, label)))
+    found["interpolation"] = np.stack(rows)
+    terms = z[: 3 * ends].reshape(ends, 3, *z.shape[1:])
+    sums = jax.vmap(lambda t: project.combine_noise(model, t, jnp.array([1.0, -1.0, 1.0])))(terms)
+    labels3 = None if asked is None else np.repeat(asked[:ends], 4)
+    four = np.concatenate([terms, np.asarray(sums)[:, None]], axis=1)
+    flat = np.asarray(model(four.reshape(-1, *z.shape[1:]), labels3))
+    found["arithmetic"] = flat.reshape(four.shape)
+    return found

@@ -1,0 +1,202 @@
+"""The training step of an idempotent network: state, recipe, and the pure function between them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from common.train_state import TrainState
+from ign import gradients, noise
+from ign.losses import Batch, Objective, Weights
+
+PyTree = Any
+
+
+class IgnState(struct.PyTreeNode):
+    """What training changes, or the experiment's numbers that ride along with it.
+
+    Attributes:
+        train: parameters, optimiser and moving average.
+        batch_stats: averages of batch normalisation, `{}` without it.
+        weights: of the loss; one set for each model of a population.
+        spectrum: statistics of the noise, or None for standard normal noise.
+    """
+
+    train: TrainState
+    batch_stats: PyTree
+    weights: Weights
+    spectrum: noise.Spectrum | None
+
+    @property
+    def params(self) -> PyTree:
+        """The trained parameters (the fit loop checks that they are finite)."""
+        return self.train.params
+
+    def variables(self, average: bool = True) -> dict[str, PyTree]:
+        """Variables to apply the network with; of the moving average where one is kept."""
+        params = self.train.eval_params if average else self.train.params
+        return {"params": params, **({"batch_stats": self.batch_stats} if self.batch_stats else {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Optimiser, schedule and perturbations.
+
+    Attributes:
+        learning_rate: of Adam; `betas` and `clip_norm` with it (`clip_norm` 0: none).
+        warmup: steps over which the learning rate rises from 0.
+        tightness_start: step until which the tightness weighs nothing.
+        tightness_warmup: steps over which it then rises to its weight, linearly.
+        input_noise: deviation of noise added to the images before reconstruction, clipped to
+            [-1, 1]; 0 reconstructs the images themselves.
+        pool: candidates for each real image where `objective.use_matching`.
+        ema_decay: decay of the moving average of the parameters, 0 keeps none.
+        decay_from: share of `num_steps` after which the learning rate falls linearly to 0; 1 keeps
+            it constant, as published.
+        num_steps: length of the run, for that schedule.
+        shared: the three-evaluation gradients instead of the four-pass ones.
+    """
+
+    num_steps: int
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    clip_norm: float = 0.0
+    warmup: int = 0
+    tightness_start: int = 0
+    tightness_warmup: int = 0
+    input_noise: float = 0.0
+    pool: int = 1
+    ema_decay: float = 0.0
+    decay_from: float = 1.0
+    shared: bool = True
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate of each step."""
+        first = int(self.decay_from * self.num_steps)
+        rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
+        hold = optax.constant_schedule(self.learning_rate)
+        fall = optax.linear_schedule(
+            self.learning_rate, 0.0 if first < self.num_steps else self.learning_rate,
+            max(self.num_steps - first, 1),
+        )
+        start = rise if self.warmup else hold
+        return optax.join_schedules([start, hold, fall], [self.warmup, max(first, self.warmup)])
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with the schedule, after clipping of the gradient's norm."""
+        adam = optax.adam(self.schedule(), *self.betas)
+        if not self.clip_norm:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def init_state(
+    variables: dict[str, PyTree],
+    recipe: Recipe,
+    weights: Weights,
+    spectrum: noise.Spectrum | None = None,
+) -> IgnState:
+    """The state before the first step, from the variables of `models.init`."""
+    weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights)
+    state = TrainState.create(variables["params"], recipe.optimiser(), recipe.ema_decay or None)
+    return IgnState(state, variables.get("batch_stats", {}), weights, spectrum)
+
+
+def make_train_step(
+    net: nn.Module, objective: Objective, recipe: Recipe, independent: bool = True
+) -> Callable[[IgnState, dict[str, jax.Array], jax.Array], tuple[IgnState, dict]]:
+    """Returns the pure step `(state, batch, key) -> (state, metrics)`.
+
+    `batch` holds `image` `[batch, ...]`, uint8 or float in [-1, 1], and for a conditional network
+    `label` int32 `[batch]`. `independent` says whether the network treats examples independently
+    (`NetConfig.independent`).
+    """
+    function: Callable[..., gradients.Result] = gradients.four_pass
+    if recipe.shared:
+        function = functools.partial(gradients.shared_forward, independent=independent)
+
+    def train_step(
+        state: IgnState, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[IgnState, dict[str, jax.Array]]:
+        made = make_batch(state, batch, key, objective, recipe)
+        dropout = jax.random.fold_in(key, 3)
+
+        def variables(params: PyTree) -> dict[str, PyTree]:
+            return {"params": params, "batch_stats": state.batch_stats}
+
+        def apply(params: PyTree, images: jax.Array, condition: PyTree) -> jax.Array:
+            result = net.apply(
+                variables(params), images, condition, train=True,
+                mutable=["batch_stats"], rngs={"dropout": dropout},
+            )
+            return result[0]
+
+        ramp = jnp.float32(1.0)
+        if recipe.tightness_start or recipe.tightness_warmup:
+            done = state.train.step.astype(jnp.float32) - recipe.tightness_start
+            ramp = jnp.clip(done / max(recipe.tightness_warmup, 1), 0.0, 1.0)
+        weights = state.weights.replace(tightness=state.weights.tightness * ramp)
+        grads, metrics = function(apply, state.params, made, weights, objective)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        stats = state.batch_stats
+        if jax.tree.leaves(stats):
+            stats = _updated_statistics(net, state, made)
+        new = state.replace(train=state.train.apply_gradients(grads), batch_stats=stats)
+        return new, metrics
+
+    return train_step
+
+
+def make_batch(
+    state: IgnState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    objective: Objective,
+    recipe: Recipe,
+) -> Batch:
+    """Images in [-1, 1] with their noise, drawn from `key`."""
+    images = to_signed(batch["image"])
+    inputs = images
+    if recipe.input_noise:
+        added = recipe.input_noise * jax.random.normal(jax.random.fold_in(key, 0), images.shape)
+        inputs = jnp.clip(images + added, -1.0, 1.0)
+    z = noise.sample(state.spectrum, jax.random.fold_in(key, 1), images.shape)
+    pool = None
+    if objective.use_matching:
+        shape = (recipe.pool * images.shape[0], *images.shape[1:])
+        pool = noise.sample(state.spectrum, jax.random.fold_in(key, 2), shape)
+    return Batch(images, inputs, z, batch.get("label"), pool)
+
+
+def to_signed(images: jax.Array) -> jax.Array:
+    """uint8 pixels as float32 in [-1, 1]; floats are returned as they are."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 127.5 - 1.0
+    return images
+
+
+def _updated_statistics(net: nn.Module, state: IgnState, made: Batch) -> PyTree:
+    """Averages of batch normalisation after the step's passes over x, z and f(z), as published.
+
+    The forward passes are those of the loss and are merged with them by the compiler.
+    """
+    stats = state.batch_stats
+
+    def forward(images: jax.Array) -> jax.Array:
+        nonlocal stats
+        y, new = net.apply(
+            {"params": state.params, "batch_stats": stats}, images, made.condition, train=True,
+            mutable=["batch_stats"],
+        )
+        stats = new["batch_stats"]
+        return y
+
+    forward(made.inputs)
+    forward(forward(made.noise))
+    return stats

@@ -1,0 +1,1 @@
+"""Networks with named taps, as pure functions of parameters and images (or latents)."""

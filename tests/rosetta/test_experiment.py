@@ -1,0 +1,109 @@
+"""The stages on a trained network, and the pictures they draw."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import config as config_lib
+from common.config import ConfigError
+from common.storage import load_arrays, load_json
+from rosetta import build, context, experiment, figures
+from rosetta.units import Layout
+
+CONFIG = "configs/rosetta.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = config_lib.load(f"{CONFIG}:smoke")
+    config.mine.models, config.mine.sizes = ("alexnet",), (64,)
+    config.mine.images = 8
+    workdir = tmp_path_factory.mktemp("run")
+    experiment.run(config, workdir)
+    return config, workdir
+
+
+def test_results(finished, capsys):
+    config, workdir = finished
+    results = load_json(workdir / "results.json")
+    assert results["images"] == 8
+    assert results["units"] == {"dcgan": 960, "alexnet": 1152, "alexnet~0": 1152}
+    alexnet = results["networks"]["alexnet"]
+    assert alexnet["best_buddies"]["matches"] <= alexnet["asymmetric"]["matches"]
+    assert alexnet["asymmetric"]["matches"] <= alexnet["symmetric"]["matches"]
+    assert len(results["dictionary"]["exchanged_images"]) == 2
+    assert len(results["dictionary"]["untrained"]) == 1
+    found, header = load_arrays(workdir / "stages/dictionary/dictionary.safetensors")
+    assert header["models"] == ["alexnet"]
+    assert len(found["anchors"]) == results["dictionary"]["units"] > 0
+    plan, state = context.load_mined(workdir / "stages/mine")
+    assert plan.exchanged == (("dcgan", "alexnet"),)
+    assert set(state.permuted) == {k for k in state.products if k.startswith("dcgan/alexnet/")}
+    for name in ("pairs_alexnet", "depths_alexnet", "rosetta", "concepts"):
+        with Image.open(workdir / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    assert (workdir / "report.html").stat().st_size > 50_000
+    capsys.readouterr()
+    experiment.run(config, workdir)
+    assert capsys.readouterr().out.count("skipped") == 5
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("models", ("lite0", "vgg19"), "known: lite0, vgg16, alexnet, faces"),
+        ("sizes", (64,), "1 for 2 models"),
+        ("images", 12, "12 is no multiple of 8"),
+        ("permutations", 8, "must be 1 to 7"),
+    ],
+)
+def test_mistakes_are_named(key, value, message, tmp_path):
+    config = config_lib.load(f"{CONFIG}:smoke")
+    config.mine[key] = value
+    with pytest.raises(ConfigError, match=message):
+        experiment.run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overlay():
+    image = np.full((8, 8, 3), 0.5)
+    activation = np.zeros((2, 2))
+    activation[1, 1] = 3
+    drawn = figures.overlay(image, activation, strength=1.0)
+    np.testing.assert_allclose(drawn[:2, :2], image[:2, :2])  # the lowest value is transparent
+    assert np.abs(drawn[-1, -1] - 0.5).max() > 0.1
+    np.testing.assert_array_equal(drawn, figures.overlay(image, activation * 9, 1.0))
+    np.testing.assert_allclose(figures.overlay(image, np.ones((3, 3))), image)
+    fine = np.kron(activation, np.ones((8, 8)))
+    coarse = np.kron(activation, np.ones((4, 4)))
+    np.testing.assert_allclose(figures.overlay(image, fine), figures.overlay(image, coarse))
+
+
+def test_images_are_ordered_by_common_response():
+    random = np.random.default_rng(0)
+    first = random.normal(size=(6, 4, 4))
+    second = first.copy()
+    second[[1, 4]] *= -1
+    order = figures.together(first, second)
+    assert set(order[-2:].tolist()) == {1, 4}
+    strength = (figures.standardised(first) ** 2).mean((1, 2))
+    assert order[0] == max({0, 2, 3, 5}, key=lambda i: strength[i])
+
+
+def test_labels_and_depths(tmp_path):
+    layout = Layout("net", ("a", "b"), (4, 2), (3, 5))
+    assert figures.label(layout, 4) == "b #1"
+    np.testing.assert_array_equal(layout.depth([0, 2, 3, 7]), [0, 0, 1, 1])
+    with pytest.raises(IndexError, match="has 8 units, not 8"):
+        layout.find(8)
+    path = figures.depths(tmp_path / "d.png", (layout, layout), np.array([0, 3]), np.array([4, 7]))
+    assert path.stat().st_size > 1000
+
+
+def test_devices_that_share_a_batch():
+    assert jax.device_count() == 4
+    assert build.mesh_for(8, 2).devices.size == 2  # four devices would have two images each
+    assert build.mesh_for(12, 2).devices.size == 4
+    assert build.mesh_for(6, 2).devices.size == 2
+    assert build.mesh_for(7, 2) is None
