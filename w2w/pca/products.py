@@ -167,7 +167,7 @@ def _column_sums(x: jax.Array, mask: jax.Array, groups: int = 16) -> jax.Array:
 
     XLA's reduction over the rows of a large matrix is hundreds of times slower on a CPU.
     """
-    member = jnp.arange(len(mask)) % groups == jnp.arange(groups)[:, None]
+    member = (jnp.arange(len(mask)) % groups)[None] == jnp.arange(groups)[:, None]
     parts = jnp.matmul(jnp.where(member, mask[None], 0), x, precision=_HIGHEST)
     return jnp.matmul(jnp.ones((1, groups), x.dtype), parts, precision=_HIGHEST)[0]
 
