@@ -49,6 +49,8 @@ def main(config: config_lib.ConfigDict) -> None:
 
     from common import distributed, loop
 
+    # For variants that take longer to compile than to run.
+    jax.config.update("jax_disable_most_optimizations", config.get("quick_compile", False))
     cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
         distributed.initialize(*cluster, auto=_DISTRIBUTED.value == "auto")

@@ -60,6 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.sample = ConfigDict(dict(steps=12, guidance=2.0, shift=1.5, count=32))
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    config.quick_compile = variant == "smoke"
     if variant == "smoke":
         config.model.autoencoder_channels = (16, 16)
         config.model.block_out_channels = (16, 32)

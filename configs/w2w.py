@@ -61,6 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
             prompts=dict(male=("man", "woman"), smiling=("smiling person",), age=("old person",)),
         )
     )
+    config.quick_compile = variant == "smoke"
     if variant == "smoke":
         config.update(_SMOKE)
     elif variant == "gpu":

@@ -6,6 +6,7 @@ above 0.8 for any two faces, it is near 0 for strangers.
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,15 @@ import numpy as np
 from common.metrics import distribution, pixel
 from common.nets import age_gender, expression, face_recogniser, lpips
 
+_recogniser = functools.cache(face_recogniser.load_params)
+_age_gender = functools.cache(age_gender.load_params)
+_expression = functools.cache(expression.load_params)
+
 
 def describe(images: np.ndarray) -> np.ndarray:
     """Face descriptors ``[..., 128]`` of images ``[..., size, size, 1]`` (uint8 or in [0, 1])."""
     flat = images.reshape(-1, *images.shape[-3:])
-    found = face_recogniser.embed_all(face_recogniser.load_params(), flat)
+    found = face_recogniser.embed_all(_recogniser(), flat)
     return found.reshape(*images.shape[:-3], -1)
 
 
@@ -91,8 +96,8 @@ def attribute_values(images: np.ndarray) -> dict[str, np.ndarray]:
     ``male`` and ``smiling`` are probabilities, ``age`` is in years.
     """
     flat = images.reshape(-1, *images.shape[-3:])
-    male_age = age_gender.predict_all(age_gender.load_params(), flat)
-    feelings = expression.predict_all(expression.load_params(), flat)
+    male_age = age_gender.predict_all(_age_gender(), flat)
+    feelings = expression.predict_all(_expression(), flat)
     values = {"male": male_age[1], "smiling": feelings[:, 1], "age": male_age[0]}
     return {name: np.asarray(v).reshape(images.shape[:-3]) for name, v in values.items()}
 

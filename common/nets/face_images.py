@@ -49,8 +49,8 @@ def in_batches(
         params: first argument of `function`.
         images: `[count, height, width, channels]` or `[count, height, width]`; uint8 is divided by
         255.
-        batch_size: images a call; the last batch is padded to it and the padding is cut off. For
-            fewer images it is the next power of two, so that few sizes are ever compiled.
+        batch_size: images a call; the last batch is padded to it and the padding is cut off. A
+            quarter of it where all images fit into that, so that two sizes are ever compiled.
 
     Returns:
         The pytree of `function` with NumPy arrays `[count, ...]`.
@@ -61,7 +61,8 @@ def in_batches(
     count = len(images)
     if count == 0:
         raise ValueError("expected at least one image, found none")
-    size = min(batch_size, 1 << (count - 1).bit_length())
+    small = max(1, batch_size // 4)
+    size = small if count <= small else batch_size
     outputs = []
     for start in range(0, count, size):
         chunk = np.asarray(images[start:start + size])
