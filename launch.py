@@ -2,7 +2,7 @@
 
 More than one process: the same command on every host, with `--distributed=auto` on a cluster that
 JAX knows (SLURM, Open MPI, GKE, Cloud TPU), or with `--coordinator=HOST:PORT --num_processes=N
---process_id=I`; the working directory must then be on a file system all of them share.
+--process_id=I`; all of them must see the working directory.
 """
 
 import importlib
@@ -47,8 +47,9 @@ def main(config: config_lib.ConfigDict) -> None:
     logging.set_verbosity(logging.WARNING)  # absl shows INFO; orbax writes pages of it
     import jax  # after the flags: a mistake in them is answered at once
 
-    from common import distributed, loop
+    from common import distributed, loop, xla_flags
 
+    xla_flags.prepare()
     # For variants that take longer to compile than to run.
     jax.config.update("jax_disable_most_optimizations", config.get("quick_compile", False))
     cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -18,13 +18,17 @@ EXTRAS["test"] = [
     *EXTRAS["w2w"],
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "open_clip_torch>=3.3",
     "peft>=0.19",
     "pytest>=8",
     "pytest-xdist>=3.6",
+    "pytorch-pretrained-biggan==0.1.1",
     "ruff>=0.9",
     "scikit-image>=0.25",
     "scikit-learn>=1.6",
+    "timm>=1.0.20",
     "torch==2.13.0",
+    "torchvision==0.28.0",  # of timm and open_clip; not used, see tests/parity/conftest.py
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "pre-commit>=4"]
 

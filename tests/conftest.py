@@ -18,6 +18,10 @@ os.environ.setdefault(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from common import xla_flags  # noqa: E402
+
+xla_flags.prepare()  # as launch.py does
+
 # Four devices, so that sharding is exercised; a computation without shardings still runs on one.
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

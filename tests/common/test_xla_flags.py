@@ -1,0 +1,41 @@
+"""The compiler's flags: added once, only for known versions, and accepted by this compiler."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common import xla_flags
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+@pytest.mark.parametrize(
+    "flags, version, expected",
+    [
+        ("", "0.10.2", f"{FLAG}="),
+        ("--a=1", "0.12.0.1", f"--a=1 {FLAG}="),
+        (f"{FLAG}=X --a=1", "0.10.2", f"{FLAG}=X --a=1"),
+        ("--a=1", "0.9.2", "--a=1"),
+        ("--a=1", "1.10.0", "--a=1"),
+    ],
+)
+def test_flags(flags, version, expected):
+    assert xla_flags.with_cpu_flags(flags, version) == expected
+
+
+def test_this_compiler_accepts_them():
+    """An unknown flag, or one that swallows the next, ends a process when the devices start."""
+    code = (
+        "from common import xla_flags; xla_flags.prepare(); import jax; "
+        "x = jax.numpy.ones((1, 8, 8, 32)); k = jax.numpy.ones((3, 3, 32, 32)); "
+        "f = jax.jit(lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'VALID', "
+        "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))); "
+        "print('ynn' in f.lower(x, k).compile().as_text(), f(x, k).sum(), jax.device_count())"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.split() == ["False", "331776.0", "3"], result.stderr
