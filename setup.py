@@ -10,13 +10,20 @@ README = pathlib.Path(__file__).with_name("README.md")
 # Heavy packages that one method needs and the others do not.
 EXTRAS = {
     "w2w": ["diffusers>=0.40", "huggingface_hub>=1", "transformers>=5"],
-    "meshgcn": ["jraph>=0.0.6.dev0"],
+    "keypoints": ["h5py>=3.12", "opencv-python-headless>=4.10", "pyyaml>=6"],
+    "medical": ["pydicom>=3"],
+    "meshgcn": [
+        "fast-simplification>=0.1.9", "jraph>=0.0.6.dev0", "meshio>=5.3", "nibabel>=5.3"
+    ],
+    # Scenes with ground truth for keypoints, rendered by MuJoCo.
+    "sim": ["dm-control>=1.0.28", "mujoco>=3.3"],
 }
 # Oracles and tools of the test suite; torch is pinned because parity tests compare with it.
 EXTRAS["test"] = [
-    *EXTRAS["meshgcn"],
-    *EXTRAS["w2w"],
+    *(package for method in METHODS for package in EXTRAS.get(method, ())),
+    "captum>=0.8",
     "hypothesis>=6.100",
+    "mlstatkit>=0.1.9",
     "mypy>=1.15",
     "open_clip_torch>=3.3",
     "peft>=0.19",
@@ -26,6 +33,7 @@ EXTRAS["test"] = [
     "ruff>=0.9",
     "scikit-image>=0.25",
     "scikit-learn>=1.6",
+    "statsmodels>=0.14.4",
     "timm>=1.0.20",
     "torch==2.13.0",
     "torchvision==0.28.0",  # of timm and open_clip; not used, see tests/parity/conftest.py
@@ -54,7 +62,7 @@ setup(
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "safetensors>=0.5",

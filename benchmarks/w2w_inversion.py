@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from common import xla_flags
 from w2w import lora
 from w2w.diffusion import component_config, inversion, objectives, pretrained
 from w2w.diffusion.noise import NoiseProcess
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of torch; JAX takes its default device")
     parser.add_argument("--components", type=int, default=0)
     options = parser.parse_args()
+    xla_flags.prepare()
     torch.set_num_threads(os.cpu_count() or 1)
     size = SIZES[options.size]
     rng = np.random.default_rng(0)

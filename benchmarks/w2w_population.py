@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common import xla_flags
 from configs import w2w as w2w_config
 from w2w import context, lora, models, train
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--base", type=Path, default=models.SHIPPED_WEIGHTS)
     options = parser.parse_args()
+    xla_flags.prepare()
     config = w2w_config.get_config()
     recipe = context.adapter_recipe(config)
     lora_config = lora.LoraConfig(config.lora.rank, config.lora.alpha)

