@@ -16,19 +16,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config.experiment = "ign.experiment"
     config.seed = 0
     config.data = ConfigDict(dict(source="mnist", size=28, channels=1, limit=0))
-    config.noise = "hermitian"  # normal, half or hermitian; see ign/noise.py
+    config.noise = "normal"  # normal, half or hermitian; see ign/noise.py
     config.net = ConfigDict(
-        dict(width=16, latent=64, norm="group", dropout=0.0, conditional=False)
+        dict(
+            kind="patch", width=32, latent=128, hidden=256, norm="group", dropout=0.0,
+            conditional=False,
+        )
     )
     config.loss = ConfigDict(
         dict(
-            metric="l1",  # l1, l2 or lpips
+            metric="l2",  # l1, l2 or lpips
             reconstruction_metric="",  # "" is `metric`
             idempotence_form="drift",  # or purified
-            reconstruction=20.0,
-            idempotence=20.0,
-            tightness=2.5,
-            matching=20.0,
+            reconstruction=1.0,
+            idempotence=1.0,
+            tightness=0.1,
+            matching=1.0,
+            joint=True,  # idempotence and tightness on the matched noise
             clamp=1.5,  # 0: no clamp
             # Values of a weight that are tried, one training for each and each seed.
             grid=dict(reconstruction=(), idempotence=(), tightness=(), matching=(), clamp=()),
@@ -38,34 +42,37 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             seeds=(0,),  # one training for each
             mode="auto",  # vmap, map or auto; see ign/population.py
-            num_steps=6000,
-            batch_size=128,
-            learning_rate=5e-4,
-            betas=(0.5, 0.999),
+            num_steps=2000,
+            batch_size=64,
+            learning_rate=2e-3,
+            betas=(0.9, 0.999),
             clip_norm=0.0,
             warmup=100,
             tightness_start=0,
-            tightness_warmup=2000,
-            input_noise=0.0,
-            pool=2,  # candidates for each real image
-            ema_decay=0.999,
-            decay_from=0.7,
+            tightness_warmup=500,
+            input_noise=0.15,
+            pool=2,  # samples drawn for each real image
+            bank=1024,  # samples among which the nearest to each real image is sought
+            once=True,  # a sample is used for one image only
+            ema_decay=0.99,
+            decay_from=0.5,
             log_every=50,
-            checkpoint_every=500,
+            checkpoint_every=1000,
         )
     )
     config.probe = ConfigDict(dict(count=500, every=500))
     config.judge = ConfigDict(
-        dict(num_steps=900, batch_size=128, log_every=50, checkpoint_every=0)
+        dict(num_steps=1800, batch_size=64, log_every=50, checkpoint_every=0)
     )
     config.baseline = ConfigDict(
         dict(
-            num_steps=2000, batch_size=128, learning_rate=1e-3, noise=0.5, log_every=50,
-            checkpoint_every=500,
+            num_steps=1000, batch_size=64, learning_rate=2e-3, noise=0.5, log_every=50,
+            checkpoint_every=1000,
         )
     )  # fmt: skip
     config.evaluate = ConfigDict(dict(count=2000, other="fashion"))
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    config.quick_compile = variant == "smoke"  # its programs run for seconds
     if variant in _CHANGES:
         config.update(_CHANGES[variant])
     elif variant:
@@ -82,9 +89,10 @@ _FACES = dict(
 _CHANGES: dict[str, dict] = {
     "smoke": dict(
         data=dict(limit=1024),
-        net=dict(width=8, latent=16),
+        net=dict(width=8, latent=16, hidden=32),
         train=dict(
-            num_steps=6, batch_size=16, log_every=2, checkpoint_every=3, tightness_warmup=2
+            num_steps=6, batch_size=16, bank=64, log_every=2, checkpoint_every=3,
+            tightness_warmup=2,
         ),
         probe=dict(count=64, every=3),
         judge=dict(num_steps=8, batch_size=32, log_every=4),
@@ -100,16 +108,19 @@ _CHANGES: dict[str, dict] = {
     "celeba64": dict(
         data=dict(source="celeba", size=64, channels=3),
         noise="half",
-        net=dict(width=64, latent=512),
-        loss=dict(matching=0.0),
+        net=dict(kind="dcgan", width=64, latent=512),
+        loss=dict(
+            metric="l1", reconstruction=20.0, idempotence=20.0, tightness=2.5, matching=0.0,
+            joint=False,
+        ),
         train=dict(
-            num_steps=100_000, batch_size=256, learning_rate=1e-4, warmup=0, tightness_warmup=0,
-            decay_from=1.0,
+            num_steps=100_000, batch_size=256, learning_rate=1e-4, betas=(0.5, 0.999), warmup=0,
+            tightness_warmup=0, input_noise=0.0, ema_decay=0.999, decay_from=1.0,
         ),
         evaluate=dict(other=""),
     ),
     "gpu": dict(
-        net=dict(width=64, latent=256),
+        net=dict(kind="dcgan", width=64, latent=256),
         train=dict(num_steps=30_000, seeds=(0, 1, 2, 3, 4)),
         baseline=dict(num_steps=8000),
     ),

@@ -44,14 +44,14 @@ def init_state(
     key: jax.Array, config: models.NetConfig, learning_rate: float, steps: int, noise: float
 ) -> BaselineState:
     """Fresh parameters and Adam with a cosine schedule; `noise` 0 is the plain autoencoder."""
-    params = models.init(models.Autoencoder(config), key, config.shape)["params"]
+    params = models.init(models.build(config), key, config.shape)["params"]
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     return BaselineState(TrainState.create(params, optax.adam(schedule)), jnp.float32(noise))
 
 
 def make_train_step(config: models.NetConfig) -> Callable:
     """Returns the pure step `(state, batch, key) -> (state, metrics)` of one baseline."""
-    net = models.Autoencoder(config)
+    net = models.build(config)
 
     def step(state: BaselineState, batch: dict, key: jax.Array) -> tuple[BaselineState, dict]:
         images = to_signed(batch["image"])

@@ -23,16 +23,15 @@ FEATURES = 128
 class Classifier(nn.Module):
     """`[batch, height, width, channels]` in [-1, 1] -> (logits `[batch, classes]`, features).
 
-    Three 3 x 3 convolutions of 32, 64 and 128 maps with pooling between, then 128 features.
+    Three convolutions of stride 2 with 32, 64 and 128 maps, then 128 features.
     """
 
     classes: int = 10
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        for index, width in enumerate((32, 64, 128)):
-            x = nn.relu(nn.Conv(width, (3, 3), name=f"conv{index}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+        for index, (width, kernel) in enumerate(((32, 4), (64, 3), (128, 3))):
+            x = nn.relu(nn.Conv(width, (kernel, kernel), 2, name=f"conv{index}")(x))
         features = nn.relu(nn.Dense(FEATURES, name="features")(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.classes, name="logits")(features), features
 
@@ -59,7 +58,7 @@ def init_state(key: jax.Array, shape: tuple[int, ...], classes: int, steps: int)
 def make_train_step(classes: int, shift: int = 2) -> Callable:
     """Returns the pure step `(state, batch, key) -> (state, metrics)`: cross-entropy.
 
-    `batch` has `image` `[batch, h, w, c]` and `label` `[batch]`. Each batch is moved by up to
+    `batch` has `image` `[batch, h, w, c]` and `label` `[batch]`. Each image is moved by up to
     `shift` pixels in either direction, its border repeated.
     """
     net = Classifier(classes)
@@ -67,9 +66,12 @@ def make_train_step(classes: int, shift: int = 2) -> Callable:
     def step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         images = to_signed(batch["image"])
         padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-        offset = jax.random.randint(key, (2,), 0, 2 * shift + 1)
-        start = (0, offset[0], offset[1], 0)
-        images = jax.lax.dynamic_slice(padded, start, images.shape)
+        offsets = jax.random.randint(key, (len(images), 2), 0, 2 * shift + 1)
+
+        def moved(image: jax.Array, offset: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+
+        images = jax.vmap(moved)(padded, offsets)
 
         def loss(params):
             logits, _ = net.apply({"params": params}, images)

@@ -14,7 +14,7 @@ import numpy as np
 from common.metrics import distribution, pixel
 from ign import corruptions, project
 from ign.classifier import Judged
-from ign.models import Autoencoder
+from ign.models import build
 from ign.project import Model
 
 Judge = Callable[[np.ndarray], Judged]
@@ -214,7 +214,7 @@ def mode_gap(model: Model, images: np.ndarray, z: np.ndarray) -> dict[str, dict[
     training mode each batch of 256 is normalised by its own statistics, as published pictures of
     such networks were made; an output then depends on the rest of its batch.
     """
-    net = Autoencoder(model.config)
+    net = build(model.config)
 
     def trained(x: jax.Array) -> jax.Array:
         return net.apply(model.variables, x, train=True, mutable=["batch_stats"])[0]

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ign import matching
 from ign.losses import Apply, Batch, Objective, Weights, smooth_clamp, summary, total
 
 PyTree = Any
@@ -59,10 +58,10 @@ def shared_forward(
     """
     size = batch.images.shape[0]
     condition = batch.condition
-    noises = [batch.noise]
-    if objective.use_matching:
-        noises.append(matching.nearest_noise(apply, params, batch))
-    inputs = [batch.inputs, *noises]
+    inputs = [batch.inputs, batch.noise]
+    if objective.use_matching and not objective.joint:
+        assert batch.matched is not None
+        inputs.append(batch.matched)
     if independent:
         joined = jax.tree.map(lambda c: jnp.concatenate([c] * len(inputs)), condition)
         whole, pull_joined = jax.vjp(lambda p: apply(p, jnp.concatenate(inputs), joined), params)
@@ -120,8 +119,12 @@ def shared_forward(
         + weights.tightness * clamped.mean()
     )
     if objective.use_matching:
-        m, pull_m = jax.vjp(lambda u: objective.metric(u, batch.images), outputs[2])
-        cotangents.append(pull_m(jnp.full_like(m, 1.0 / size) * weights.matching)[0])
+        m, pull_m = jax.vjp(lambda u: objective.metric(u, batch.images), outputs[-1])
+        (m_bar,) = pull_m(jnp.full_like(m, 1.0 / size) * weights.matching)
+        if objective.joint:
+            cotangents[1] = y_bar + m_bar
+        else:
+            cotangents.append(m_bar)
         loss = loss + weights.matching * m.mean()
         terms["matching"] = m.mean()
     grads = jax.tree.map(jnp.add, pull_first(cotangents), second)

@@ -20,8 +20,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ign import matching
-
 PyTree = Any
 # (params, images [batch, ...], condition with leading batch axis or None) -> like images.
 Apply = Callable[[PyTree, jax.Array, PyTree], jax.Array]
@@ -60,13 +58,16 @@ class Objective:
             `3 f(f(z)) - 2 f(f(f(z)))` instead: for a linear map this is the step
             `K <- 3 K^2 - 2 K^3` that squares the distance of K to the idempotent maps (Jensen and
             Vicary, ICML 2025; the use with a nonlinear map is our reading of their abstract).
-        use_matching: whether the batch has `pool` and the matching term is computed.
+        use_matching: whether the batch has `matched` and the matching term is computed.
+        joint: idempotence and tightness use the matched noise too, which saves an evaluation. Then
+            the batch's `noise` is the matched one, and `matched` None.
     """
 
     metric: Metric
     reconstruction_metric: Metric | None = None
     idempotence: str = "drift"
     use_matching: bool = False
+    joint: bool = False
 
     def __post_init__(self) -> None:
         if self.idempotence not in IDEMPOTENCE:
@@ -82,15 +83,14 @@ class Batch(NamedTuple):
         noise: like images.
         condition: labels or another pytree with leading axis `batch`; None for none. Image i and
             noise i share it.
-        pool: `[candidates, ...]` noise from which each image's nearest sample is chosen; None
-            without matching. A conditional network draws candidate j with condition `j % batch`.
+        matched: like noise: what is drawn towards each image, see `matching`; None without it.
     """
 
     images: jax.Array
     inputs: jax.Array
     noise: jax.Array
     condition: PyTree = None
-    pool: jax.Array | None = None
+    matched: jax.Array | None = None
 
 
 def l1(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -186,8 +186,9 @@ def total(
     )
     terms = summary(r, i, t, clamped, weights)
     if objective.use_matching:
-        chosen = matching.nearest_noise(apply, params, batch)
-        m = objective.metric(apply(params, chosen, batch.condition), batch.images)
+        matched = batch.noise if objective.joint else batch.matched
+        assert matched is not None
+        m = objective.metric(apply(params, matched, batch.condition), batch.images)
         loss = loss + weights.matching * m.mean()
         terms["matching"] = m.mean()
     return loss, {"loss": loss, **terms}

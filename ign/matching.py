@@ -1,72 +1,95 @@
-"""Matching: for each real image the nearest generated one, which is then drawn towards it.
+"""Matching: each real image draws a generated one towards it.
 
 Implicit maximum likelihood estimation (Li and Malik, "Implicit Maximum Likelihood Estimation",
-arXiv 1809.09087, 2018): of a pool of samples the nearest to each real image is moved, so every
-real image keeps a sample near it and no mode can be dropped. Al-Jaff et al. (arXiv 2511.02614,
-2025) train idempotent networks so, without the adversarial pair of terms (there: NAIGN); here it is
-one more term, with or without that pair. For a conditional network only samples of the image's own
-condition compete.
+arXiv 1809.09087, 2018): of many samples the nearest to each real image is moved, so every real
+image keeps a sample near it and no mode can be dropped. Al-Jaff et al. (arXiv 2511.02614, 2025)
+train idempotent networks so, without the adversarial pair of terms (there: NAIGN); here it is one
+more term, with or without that pair.
+
+The nearest of few samples is far away, and what is drawn towards many far images becomes their
+blurred mean. So the samples wait in a bank: each step draws some anew in place of the oldest, and
+the nearest is sought among all. Those that have waited were drawn by slightly older parameters,
+which only affects the choice. A sample may also be taken once only; then no sample serves many
+images, and nearly every noise is moved to some image of its own before it leaves the bank: a
+transport of the noise to the data instead of a cover of the data.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from ign.losses import Apply, Batch
-
-PyTree = Any
+from flax import struct
 
 
-def nearest_noise(apply: Apply, params: PyTree, batch: Batch) -> jax.Array:
-    """The noise of the pool whose image is nearest to each real image; carries no gradient.
+class Bank(struct.PyTreeNode):
+    """Samples that wait for an image.
 
-    Images are compared by the sum of squares, whatever the metric of the term: it needs one matrix
-    product for all pairs.
+    Attributes:
+        noise, images: `[places, ...]`, a noise and the image that was drawn from it.
+        squares: `[places]`, the image's sum of squares; infinite where a place is empty or taken.
+        labels: int32 `[places]` of a conditional network, else None.
+    """
 
-    Args:
-        apply: the network.
-        params: its parameters.
-        batch: with `images [batch, ...]` and `pool [candidates, ...]`. With a condition, the pool
-            must be a multiple of the batch: candidate j is drawn with condition `j % batch`.
+    noise: jax.Array
+    images: jax.Array
+    squares: jax.Array
+    labels: jax.Array | None = None
 
-    Returns:
-        Like `batch.images`.
+
+def make_bank(noise: jax.Array, images: jax.Array, labels: jax.Array | None = None) -> Bank:
+    """A bank of these samples."""
+    squares = jnp.square(images).sum(axis=tuple(range(1, images.ndim)))
+    return Bank(noise, images, squares, labels)
+
+
+def empty_bank(places: int, shape: tuple[int, ...], conditional: bool = False) -> Bank:
+    """A bank for images of `shape` in which nothing has been drawn."""
+    labels = jnp.full(places, -1, jnp.int32) if conditional else None
+    return Bank(
+        jnp.zeros((places, *shape)), jnp.zeros((places, *shape)), jnp.full(places, jnp.inf), labels
+    )
+
+
+def refill(bank: Bank, fresh: Bank, step: jax.Array) -> Bank:
+    """Puts the samples of a step in place of the oldest.
 
     Raises:
-        ValueError: there is no pool, or its size does not fit the condition.
+        ValueError: the places are no multiple of the fresh samples.
     """
-    if batch.pool is None:
-        raise ValueError("the matching term needs a batch with a pool of noise")
-    count, size = batch.pool.shape[0], batch.images.shape[0]
-    condition = None
-    if batch.condition is not None:
-        if count % size:
-            raise ValueError(f"a pool of {count} is no multiple of the batch of {size} conditions")
-        condition = jax.tree.map(lambda c: jnp.concatenate([c] * (count // size)), batch.condition)
-    samples = jax.lax.stop_gradient(apply(params, batch.pool, condition))
-    distances = squared_distances(batch.images, samples)
-    if condition is not None:
-        for own, other in zip(
-            jax.tree.leaves(batch.condition), jax.tree.leaves(condition), strict=True
-        ):
-            same = (own[:, None] == other[None, :]).reshape(size, count, -1).all(axis=-1)
-            distances = jnp.where(same, distances, jnp.inf)
-    return batch.pool[jnp.argmin(distances, axis=1)]
+    places, count = bank.noise.shape[0], fresh.noise.shape[0]
+    if places % count:
+        raise ValueError(f"a bank of {places} is no multiple of the {count} samples of a step")
+    start = (step % (places // count)) * count
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), bank, fresh
+    )
 
 
-def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Sums of squared differences of all pairs, `[n, ...]` and `[m, ...]` -> `[n, m]`.
+def choose(
+    bank: Bank, images: jax.Array, labels: jax.Array | None = None, once: bool = False
+) -> tuple[jax.Array, Bank]:
+    """The noise whose image is nearest to each real image, `[batch, ...]`, and the bank after it.
 
-    From one product of the arrays less their common mean, in full precision, so that near pairs
-    keep their digits; rounding may leave values slightly below 0.
+    Images are compared by the sum of squares, whatever the metric of the loss: it needs one matrix
+    product for all pairs, and no other pass over the bank. Nothing here carries gradient.
+
+    Args:
+        bank: samples.
+        images: `[batch, ...]` real images.
+        labels: int32 `[batch]` of a conditional network: samples of other labels do not compete.
+        once: take the chosen samples out of the bank. Images of one batch that are nearest to the
+            same sample still share it.
     """
-    x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
-    centre = y.mean(axis=0, keepdims=True)
-    x, y = x - centre, y - centre
-    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
-    return squares - 2.0 * product
+    # |x - y|^2 less |x|^2, which all samples share.
+    flat = bank.images.reshape(len(bank.images), -1)
+    product = jnp.matmul(
+        images.reshape(len(images), -1), flat.T, precision=jax.lax.Precision.HIGHEST
+    )
+    distances = bank.squares[None] - 2.0 * product
+    if labels is not None and bank.labels is not None:
+        same = labels[:, None] == bank.labels[None, :]
+        distances = jnp.where(same, distances, jnp.inf)
+    chosen = jnp.argmin(distances, axis=1)
+    noise = bank.noise[chosen]
+    if once:
+        bank = bank.replace(squares=bank.squares.at[chosen].set(jnp.inf))
+    return noise, bank

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from common import rng, storage
-from ign import baseline, corruptions, data, evaluate, project, settings
+from ign import acceptance, baseline, corruptions, data, evaluate, project, settings
 from ign.evaluate import Judge
 from ign.project import Model
 
@@ -50,7 +50,19 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             )
             shown = pictures(model, test, labels, z, asked, drawn, strangers, key)
             storage.save_arrays(out / "drawn.safetensors", shown)
+    for row in results["members"]:
+        row["bounds"] = [b._asdict() for b in acceptance.bounds(row, results["baselines"])]
+        row["accepted"] = acceptance.kept(row, results["baselines"])
+        print(_line(row), flush=True)
     storage.save_json(out / "results.json", results)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One line on a member: accepted, or which bounds it misses."""
+    missed = [f"{b['name']} {b['value']:.3g}, not {b['bound']}" for b in row["bounds"]
+              if not b["kept"]]
+    missed += [f"collapse: {row['final']}"] if row["final"] else []
+    return f"{row['name']}: {'; '.join(missed) if missed else 'meets all bounds'}"
 
 
 def member(

@@ -1,8 +1,13 @@
-"""Networks that map images to images of the same size: the DCGAN autoencoder, and a perceptron.
+"""Networks that map images to images of the same size: two autoencoders, and a perceptron.
 
 Shocher et al., "Idempotent Generative Network", ICLR 2024, joins DCGAN's discriminator, as encoder,
 to its generator, as decoder; there are no skip connections, which would let the network copy its
 input. The bottleneck convolutions over a whole 4 x 4 map are written as the equal dense layers.
+
+The other network cuts the image into patches of 4 x 4 pixels (8 x 8 of 64 pixels) and works on the
+grid of 7 x 7 (8 x 8) of them, so that all of it is products of large matrices, which suits a CPU.
+The hidden layer on either side of its bottleneck gives it the nonlinear map from noise to codes
+that its few convolutions lack.
 
 The published layout has batch normalisation, which makes the result for one image depend on the
 others of its batch while training, and another function when not. The default here is group
@@ -10,6 +15,7 @@ normalisation, with which the network is one function.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +24,12 @@ import jax.numpy as jnp
 
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
 
+KINDS = ("dcgan", "patch")
 NORMS = ("group", "batch", "none")
 SIZES = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4)}
 """Kernel of each stride-2 stage that brings an image of this size to 4 x 4."""
+PATCHES = {28: 4, 32: 4, 64: 8}
+"""Pixels of a patch's side in images of this size."""
 
 _INIT = nn.initializers.normal(0.02)  # DCGAN's
 
@@ -32,8 +41,11 @@ class NetConfig:
     Attributes:
         size: image height and width: 28, 32 or 64.
         channels: 1 or 3.
-        width: channels of the first stage (64 in the publication); each stage doubles them.
+        kind: "dcgan", as published, or "patch".
+        width: channels of the first stage (64 in the publication), each further stage doubling
+            them; of every map of the patch network.
         latent: size of the bottleneck.
+        hidden: size of the patch network's layers next to the bottleneck.
         norm: "group" (over 8 channels), "batch" (the published layout) or "none".
         dropout: probability that a feature map is dropped while training.
         classes: number of classes of a conditional network, 0 for none.
@@ -42,8 +54,10 @@ class NetConfig:
 
     size: int = 28
     channels: int = 1
+    kind: str = "dcgan"
     width: int = 32
     latent: int = 256
+    hidden: int = 256
     norm: str = "group"
     dropout: float = 0.0
     classes: int = 0
@@ -52,8 +66,12 @@ class NetConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"image size {self.size}, expected one of {sorted(SIZES)}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind of network {self.kind!r}, expected one of {KINDS}")
         if self.norm not in NORMS:
             raise ValueError(f"norm {self.norm!r}, expected one of {NORMS}")
+        if self.kind == "patch" and self.norm == "batch":
+            raise ValueError("norm 'batch' is of the published layout, kind 'dcgan'")
         if self.output not in ("tanh", "linear"):
             raise ValueError(f"output {self.output!r}, expected 'tanh' or 'linear'")
         if self.norm == "group" and self.width % 8:
@@ -71,7 +89,7 @@ class NetConfig:
 
 
 class Autoencoder(nn.Module):
-    """`[batch, size, size, channels]` in [-1, 1] -> the same shape.
+    """`[batch, size, size, channels]` in [-1, 1] -> the same shape: DCGAN's layers.
 
     With `train`, dropout is active (stream "dropout") and batch normalisation uses the statistics
     of the batch and updates its averages (collection "batch_stats").
@@ -85,25 +103,7 @@ class Autoencoder(nn.Module):
     ) -> jax.Array:
         c = self.config
         kernels = SIZES[c.size]
-        if x.shape[1:] != c.shape:
-            raise ValueError(f"images {x.shape[1:]} for a network of {c.shape}")
-        if (labels is None) == bool(c.classes):
-            raise ValueError(f"a network of {c.classes} classes was called with labels {labels}")
-        embedded = None
-        if labels is not None:
-            embedded = nn.Embed(c.classes, 32, name="label")(labels)
-
-        def finish(x: jax.Array, name: str, normalise: bool, slope: float) -> jax.Array:
-            x = self._norm(x, f"{name}_norm", train) if normalise else x
-            if embedded is not None:
-                x = _modulate(x, embedded, f"{name}_label")
-            x = nn.leaky_relu(x, slope)
-            if c.dropout:
-                # Whole maps are dropped; from the dense layer's too.
-                drop = nn.Dropout(c.dropout, broadcast_dims=(1, 2), deterministic=not train)
-                x = drop(x)
-            return x
-
+        finish = _finisher(c, x, labels, train)
         for index, kernel in enumerate(kernels):
             conv = nn.Conv(
                 c.width * 2**index, (kernel, kernel), 2, 1, kernel_init=_INIT, name=f"down{index}"
@@ -130,12 +130,72 @@ class Autoencoder(nn.Module):
                 x = finish(x, f"up{index}", True, 0.0)
         return jnp.tanh(x) if c.output == "tanh" else x
 
-    def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        if self.config.norm == "batch":
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=name)(x)
-        if self.config.norm == "group":
-            return nn.GroupNorm(num_groups=None, group_size=8, epsilon=1e-5, name=name)(x)
+
+class PatchAutoencoder(nn.Module):
+    """`[batch, size, size, channels]` in [-1, 1] -> the same shape, on the grid of patches.
+
+    Arguments as of `Autoencoder`; there is no batch normalisation.
+    """
+
+    config: NetConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, labels: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        c = self.config
+        side = PATCHES[c.size]
+        cells = c.size // side
+        finish = _finisher(c, x, labels, train)
+        x = x.reshape(-1, cells, side, cells, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(-1, cells, cells, side * side * c.channels)
+        for name in ("down0", "down1"):
+            x = finish(nn.Conv(c.width, (3, 3), name=name)(x), name, True, 0.2)
+        x = x.reshape(-1, cells * cells * c.width)
+        x = nn.leaky_relu(nn.Dense(c.hidden, name="encode_hidden")(x), 0.2)
+        x = nn.Dense(c.latent, name="encode")(x)
+        x = nn.leaky_relu(nn.Dense(c.hidden, name="decode_hidden")(x), 0.2)
+        x = nn.Dense(cells * cells * c.width, name="decode")(x).reshape(-1, cells, cells, c.width)
+        x = finish(x, "decode", True, 0.0)
+        x = finish(nn.Conv(c.width, (3, 3), name="up1")(x), "up1", True, 0.0)
+        x = nn.Conv(side * side * c.channels, (3, 3), name="up0")(x)
+        x = x.reshape(-1, cells, cells, side, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(-1, c.size, c.size, c.channels)
+        return jnp.tanh(x) if c.output == "tanh" else x
+
+
+def build(config: NetConfig) -> nn.Module:
+    """The network of a configuration: `(images, labels=None, train=False) -> images`."""
+    return Autoencoder(config) if config.kind == "dcgan" else PatchAutoencoder(config)
+
+
+def _finisher(
+    c: NetConfig, x: jax.Array, labels: jax.Array | None, train: bool
+) -> Callable[[jax.Array, str, bool, float], jax.Array]:
+    """What follows a layer: `(maps, name, normalise, slope) -> maps`. Checks the network's input.
+
+    Called by a network's `__call__`, whose submodules the layers become.
+    """
+    if x.shape[1:] != c.shape:
+        raise ValueError(f"images {x.shape[1:]} for a network of {c.shape}")
+    if (labels is None) == bool(c.classes):
+        raise ValueError(f"a network of {c.classes} classes was called with labels {labels}")
+    embedded = None if labels is None else nn.Embed(c.classes, 32, name="label")(labels)
+
+    def finish(x: jax.Array, name: str, normalise: bool, slope: float) -> jax.Array:
+        if normalise and c.norm == "batch":
+            x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+        elif normalise and c.norm == "group":
+            x = nn.GroupNorm(None, group_size=8, epsilon=1e-5, name=f"{name}_norm")(x)
+        if embedded is not None:
+            x = _modulate(x, embedded, f"{name}_label")
+        x = nn.leaky_relu(x, slope)
+        if c.dropout:
+            # Whole maps are dropped; from the dense layer's too.
+            x = nn.Dropout(c.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
         return x
+
+    return finish
 
 
 def _modulate(x: jax.Array, embedded: jax.Array, name: str) -> jax.Array:

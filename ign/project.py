@@ -13,7 +13,7 @@ from flax import struct
 
 from common import storage
 from ign import noise
-from ign.models import Autoencoder, NetConfig
+from ign.models import NetConfig, build
 
 PyTree = Any
 Array = jax.Array | np.ndarray
@@ -34,7 +34,7 @@ class Model(struct.PyTreeNode):
 
     def __call__(self, x: Array, labels: Array | None = None) -> jax.Array:
         """`f(x)`, `[batch, size, size, channels]` in [-1, 1]."""
-        y = Autoencoder(self.config).apply(self.variables, x, labels)
+        y = build(self.config).apply(self.variables, x, labels)
         assert isinstance(y, jax.Array)  # no collection is mutable
         return y
 

@@ -34,6 +34,7 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         f"{config.source}: one network that generates, projects, refines and detects",
     )
     page.section("Collapse", collapse_text(results))
+    page.section("Bounds").table(*bounds_table(results))
     page.section("Generation").table(*generation_table(results))
     page.note(judge_text(results))
     page.section("Idempotence").table(*idempotence_table(results))
@@ -64,6 +65,19 @@ def collapse_text(results: dict[str, Any]) -> str:
     if not collapsed:
         return f"None of {len(members)} trainings ended in a collapse."
     return f"{len(collapsed)} of {len(members)} trainings collapsed: {'; '.join(collapsed)}."
+
+
+def bounds_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
+    """Header, rows and caption: the value of each bound for each member, missed ones marked."""
+    members = results["members"]
+    rows = []
+    for index, bound in enumerate(members[0]["bounds"]):
+        own = [m["bounds"][index] for m in members]
+        marks = [f"{b['value']:.3g}{'' if b['kept'] else ' (missed)'}" for b in own]
+        rows.append([bound["name"], bound["bound"], *marks])
+    accepted = sum(m["accepted"] for m in members)
+    caption = f"{accepted} of {len(members)} trainings meet all bounds, see ign/acceptance.py."
+    return ["", "bound", *(m["name"] for m in members)], rows, caption
 
 
 def judge_text(results: dict[str, Any]) -> str:

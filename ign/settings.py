@@ -27,8 +27,10 @@ def net_config(config: ConfigDict, classes: int) -> NetConfig:
     return NetConfig(
         size=config.data.size,
         channels=config.data.channels,
+        kind=c.kind,
         width=c.width,
         latent=c.latent,
+        hidden=c.hidden,
         norm=c.norm,
         dropout=c.dropout,
         classes=classes if c.conditional else 0,
@@ -40,7 +42,7 @@ def recipe(config: ConfigDict) -> Recipe:
     c = config.train
     names = (
         "num_steps", "learning_rate", "clip_norm", "warmup", "tightness_start",
-        "tightness_warmup", "input_noise", "pool", "ema_decay", "decay_from",
+        "tightness_warmup", "input_noise", "pool", "bank", "once", "ema_decay", "decay_from",
     )  # fmt: skip
     return Recipe(betas=tuple(c.betas), **{name: c[name] for name in names})
 
@@ -54,6 +56,7 @@ def objective(config: ConfigDict) -> losses.Objective:
         reconstruction_metric=_metric(c.reconstruction_metric or c.metric),
         idempotence=c.idempotence_form,
         use_matching=any(weight > 0 for weight in weighted),
+        joint=c.joint and any(weight > 0 for weight in weighted),
     )
 
 

@@ -17,6 +17,7 @@ from ign import (
     classifier,
     data,
     losses,
+    matching,
     models,
     noise,
     population,
@@ -93,8 +94,8 @@ def train(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     recipe, objective = settings.recipe(config), settings.objective(config)
     everybody = settings.members(config)
     count = len(everybody)
-    states = init_members(config, net, recipe, spectrum, everybody)
-    step = make_train_step(models.Autoencoder(net), objective, recipe, net.independent)
+    states = init_members(config, net, recipe, spectrum, everybody, objective.use_matching)
+    step = make_train_step(models.build(net), objective, recipe, net.independent)
     watch = make_probe(config, inputs, net, spectrum)
     log = Writer(out, "probe")
     verdicts = [""] * count
@@ -145,21 +146,29 @@ def init_members(
     recipe: Recipe,
     spectrum: noise.Spectrum | None,
     everybody: list[population.Member],
+    matched: bool,
 ) -> IgnState:
-    """The states of all members along a leading axis; equal seeds start from equal parameters."""
+    """The states of all members along a leading axis; equal seeds start from equal parameters.
+
+    With `matched` each has a bank.
+    """
     keys = jnp.stack([jax.random.key(member.seed) for member in everybody])
     weights = population.stack_weights(settings.weights(config), everybody)
 
     def one(key: jax.Array, own: losses.Weights) -> IgnState:
         key = rng.stream(key, "init")
-        variables = models.init(models.Autoencoder(net), key, net.shape, net.classes)
-        return init_state(variables, recipe, own, spectrum)
+        variables = models.init(models.build(net), key, net.shape, net.classes)
+        bank = None
+        if matched:
+            bank = matching.empty_bank(recipe.bank, net.shape, net.classes > 0)
+        return init_state(variables, recipe, own, spectrum, bank)
 
     return jax.jit(jax.vmap(one))(keys, weights)
 
 
 def member_model(states: IgnState, index: int, net: models.NetConfig) -> project.Model:
     """One member of a population as a model, with averaged parameters where they are kept."""
+    states = states.replace(train=states.train.replace(opt_state=()), bank=None)
     state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[index])), states)
     return project.Model(state.variables(), state.spectrum, net)
 

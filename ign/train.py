@@ -12,8 +12,8 @@ import optax
 from flax import struct
 
 from common.train_state import TrainState
-from ign import gradients, noise
-from ign.losses import Batch, Objective, Weights
+from ign import gradients, matching, noise
+from ign.losses import Apply, Batch, Objective, Weights
 
 PyTree = Any
 
@@ -26,12 +26,14 @@ class IgnState(struct.PyTreeNode):
         batch_stats: averages of batch normalisation, `{}` without it.
         weights: of the loss; one set for each model of a population.
         spectrum: statistics of the noise, or None for standard normal noise.
+        bank: samples that wait for an image, or None without matching.
     """
 
     train: TrainState
     batch_stats: PyTree
     weights: Weights
     spectrum: noise.Spectrum | None
+    bank: matching.Bank | None = None
 
     @property
     def params(self) -> PyTree:
@@ -55,7 +57,9 @@ class Recipe:
         tightness_warmup: steps over which it then rises to its weight, linearly.
         input_noise: deviation of noise added to the images before reconstruction, clipped to
             [-1, 1]; 0 reconstructs the images themselves.
-        pool: candidates for each real image where `objective.use_matching`.
+        pool: samples drawn for each real image of a batch where `objective.use_matching`.
+        bank: places of the bank in which they wait, a multiple of a step's samples.
+        once: whether a sample is drawn towards an image once only.
         ema_decay: decay of the moving average of the parameters, 0 keeps none.
         decay_from: share of `num_steps` after which the learning rate falls linearly to 0; 1 keeps
             it constant, as published.
@@ -72,6 +76,8 @@ class Recipe:
     tightness_warmup: int = 0
     input_noise: float = 0.0
     pool: int = 1
+    bank: int = 1024
+    once: bool = False
     ema_decay: float = 0.0
     decay_from: float = 1.0
     shared: bool = True
@@ -101,11 +107,12 @@ def init_state(
     recipe: Recipe,
     weights: Weights,
     spectrum: noise.Spectrum | None = None,
+    bank: matching.Bank | None = None,
 ) -> IgnState:
-    """The state before the first step, from the variables of `models.init`."""
+    """The state before the first step, from the variables of `models.init`; `bank` for matching."""
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights)
     state = TrainState.create(variables["params"], recipe.optimiser(), recipe.ema_decay or None)
-    return IgnState(state, variables.get("batch_stats", {}), weights, spectrum)
+    return IgnState(state, variables.get("batch_stats", {}), weights, spectrum, bank)
 
 
 def make_train_step(
@@ -124,7 +131,7 @@ def make_train_step(
     def train_step(
         state: IgnState, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[IgnState, dict[str, jax.Array]]:
-        made = make_batch(state, batch, key, objective, recipe)
+        made = make_batch(state, batch, key, recipe)
         dropout = jax.random.fold_in(key, 3)
 
         def variables(params: PyTree) -> dict[str, PyTree]:
@@ -137,6 +144,10 @@ def make_train_step(
             )
             return result[0]
 
+        bank = state.bank
+        if objective.use_matching:
+            chosen, bank = _match(state, made, key, recipe, apply)
+            made = made._replace(**{"noise" if objective.joint else "matched": chosen})
         ramp = jnp.float32(1.0)
         if recipe.tightness_start or recipe.tightness_warmup:
             done = state.train.step.astype(jnp.float32) - recipe.tightness_start
@@ -147,31 +158,46 @@ def make_train_step(
         stats = state.batch_stats
         if jax.tree.leaves(stats):
             stats = _updated_statistics(net, state, made)
-        new = state.replace(train=state.train.apply_gradients(grads), batch_stats=stats)
+        new = state.replace(train=state.train.apply_gradients(grads), batch_stats=stats, bank=bank)
         return new, metrics
 
     return train_step
 
 
 def make_batch(
-    state: IgnState,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    objective: Objective,
-    recipe: Recipe,
+    state: IgnState, batch: dict[str, jax.Array], key: jax.Array, recipe: Recipe
 ) -> Batch:
-    """Images in [-1, 1] with their noise, drawn from `key`."""
+    """Images in [-1, 1] with their noise, drawn from `key`; nothing is matched yet."""
     images = to_signed(batch["image"])
     inputs = images
     if recipe.input_noise:
         added = recipe.input_noise * jax.random.normal(jax.random.fold_in(key, 0), images.shape)
         inputs = jnp.clip(images + added, -1.0, 1.0)
     z = noise.sample(state.spectrum, jax.random.fold_in(key, 1), images.shape)
-    pool = None
-    if objective.use_matching:
-        shape = (recipe.pool * images.shape[0], *images.shape[1:])
-        pool = noise.sample(state.spectrum, jax.random.fold_in(key, 2), shape)
-    return Batch(images, inputs, z, batch.get("label"), pool)
+    return Batch(images, inputs, z, batch.get("label"))
+
+
+def _match(
+    state: IgnState, made: Batch, key: jax.Array, recipe: Recipe, apply: Apply
+) -> tuple[jax.Array, matching.Bank]:
+    """The noise matched to the batch's images, and the bank after it: draws, then chooses.
+
+    Sample j of a conditional network is drawn for the label of image `j % batch`.
+
+    Raises:
+        ValueError: the state has no bank.
+    """
+    if state.bank is None:
+        raise ValueError("the matching term needs a state with a bank")
+    shape = (recipe.pool * made.images.shape[0], *made.images.shape[1:])
+    z = noise.sample(state.spectrum, jax.random.fold_in(key, 2), shape)
+    labels = None
+    if made.condition is not None:
+        labels = jnp.concatenate([made.condition] * recipe.pool)
+    drawn = jax.lax.stop_gradient(apply(state.params, z, labels))
+    fresh = matching.make_bank(z, drawn, labels)
+    bank = matching.refill(state.bank, fresh, state.train.step)
+    return matching.choose(bank, made.images, made.condition, recipe.once)
 
 
 def to_signed(images: jax.Array) -> jax.Array:

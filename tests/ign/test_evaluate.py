@@ -13,7 +13,7 @@ NET = models.NetConfig(width=8, latent=8)
 
 @pytest.fixture(scope="module")
 def model():
-    variables = models.init(models.Autoencoder(NET), jax.random.key(0), NET.shape)
+    variables = models.init(models.build(NET), jax.random.key(0), NET.shape)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(50, *NET.shape)).astype(np.float32) + 0.5
     return project.Model(variables, noise.fit_spectrum(images, "hermitian"), NET)
@@ -182,7 +182,7 @@ def test_mode_gap_is_zero_without_and_not_with_batch_norm(model):
     assert same["training"]["reconstruction"] == pytest.approx(
         same["evaluation"]["reconstruction"], rel=1e-5)
     config = models.NetConfig(width=8, latent=8, norm="batch")
-    variables = models.init(models.Autoencoder(config), jax.random.key(0), config.shape)
+    variables = models.init(models.build(config), jax.random.key(0), config.shape)
     found = evaluate.mode_gap(project.Model(variables, None, config), x, x)
     assert abs(found["training"]["drift"] - found["evaluation"]["drift"]) > 1e-3
 

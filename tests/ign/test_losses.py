@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ign import gradients, losses, matching, models
+from ign import gradients, losses, models
 
 SIZE = 5
 
@@ -143,31 +143,30 @@ def perceptron():
     keys = jax.random.split(jax.random.key(1), 4)
     params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(keys[0], a.shape), params)
     x, z = (jax.random.normal(k, (16, 6)) for k in keys[1:3])
-    pool = jax.random.normal(keys[3], (48, 6))
+    matched = jax.random.normal(keys[3], (16, 6))
 
     def apply(params, images, condition):
         return net.apply({"params": params}, images)
 
-    return apply, params, losses.Batch(x, x + 0.1, z, None, pool)
+    return apply, params, losses.Batch(x, x + 0.1, z, None, matched)
 
 
 @pytest.mark.parametrize("independent", [True, False])
 @pytest.mark.parametrize(
-    ("form", "clamp", "tightness", "use_matching"),
+    ("form", "clamp", "tightness", "match"),
     [
-        ("drift", 1.5, 2.5, False),
-        ("drift", 0.05, 2.5, True),  # saturated
-        ("drift", np.inf, 2.5, False),
-        ("drift", 1.5, 0.0, False),
-        ("purified", 1.5, 2.5, True),
+        ("drift", 1.5, 2.5, ""),
+        ("drift", 0.05, 2.5, "apart"),  # saturated
+        ("drift", 1.5, 2.5, "joint"),
+        ("drift", np.inf, 2.5, ""),
+        ("drift", 1.5, 0.0, ""),
+        ("purified", 1.5, 2.5, "apart"),
     ],
 )
-def test_shared_forward_equals_four_passes(
-    perceptron, form, clamp, tightness, use_matching, independent
-):
+def test_shared_forward_equals_four_passes(perceptron, form, clamp, tightness, match, independent):
     apply, params, batch = perceptron
     objective = losses.Objective(
-        losses.l2, losses.l1, idempotence=form, use_matching=use_matching
+        losses.l2, losses.l1, idempotence=form, use_matching=bool(match), joint=match == "joint"
     )
     weights = losses.Weights(tightness=tightness, matching=3.0, clamp=clamp)
 
@@ -198,28 +197,6 @@ def test_three_evaluations_cost_less_than_four_passes(perceptron):
 
     ratio = flops(gradients.shared_forward) / flops(gradients.four_pass)
     assert ratio < 0.95  # 9 / 11 of the products, and the same elementwise work
-
-
-def test_matching_chooses_the_nearest_and_sends_no_gradient():
-    keys = jax.random.split(jax.random.key(0), 2)
-    x, pool = jax.random.normal(keys[0], (6, 4)), jax.random.normal(keys[1], (18, 4))
-    batch = losses.Batch(x, x, x, None, pool)
-    chosen = matching.nearest_noise(linear, jnp.eye(4) * 2, batch)
-    distances = np.linalg.norm(np.asarray(x)[:, None] - 2 * np.asarray(pool)[None], axis=-1)
-    np.testing.assert_array_equal(chosen, np.asarray(pool)[distances.argmin(axis=1)])
-    gradient = jax.grad(lambda p: matching.nearest_noise(linear, p, batch).sum())(jnp.eye(4))
-    assert (gradient == 0).all()
-
-    labels = jnp.arange(6) % 2
-    conditional = batch._replace(condition=labels)
-    chosen = matching.nearest_noise(lambda p, u, c: u, None, conditional)
-    index = [int(np.flatnonzero((np.asarray(pool) == row).all(axis=1))[0])
-             for row in np.asarray(chosen)]
-    np.testing.assert_array_equal(np.asarray(labels)[np.array(index) % 6], labels)
-    with pytest.raises(ValueError, match="pool of 16 is no multiple of the batch of 6"):
-        matching.nearest_noise(lambda p, u, c: u, None, conditional._replace(pool=pool[:16]))
-    with pytest.raises(ValueError, match="needs a batch with a pool"):
-        matching.nearest_noise(linear, jnp.eye(4), batch._replace(pool=None))
 
 
 def test_unknown_form_is_refused():

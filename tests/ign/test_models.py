@@ -11,17 +11,32 @@ from ign import models
 
 def build(**changes):
     config = models.NetConfig(**{"width": 8, "latent": 12, **changes})
-    net = models.Autoencoder(config)
+    net = models.build(config)
     return config, net, models.init(net, jax.random.key(0), config.shape, config.classes)
 
 
+@pytest.mark.parametrize("kind", models.KINDS)
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3), (64, 3)])
-def test_shape_and_range(size, channels):
-    config, net, variables = build(size=size, channels=channels)
+def test_shape_and_range(kind, size, channels):
+    config, net, variables = build(kind=kind, size=size, channels=channels)
     x = jax.random.normal(jax.random.key(1), (2, *config.shape))
     y = net.apply(variables, x)
     assert y.shape == x.shape and float(jnp.abs(y).max()) <= 1
     assert {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(variables)} == {"params"}
+
+
+def test_patches_are_put_back_where_they_were_cut():
+    """With identities for the layers between, the patch network returns tanh of its input."""
+    config, net, variables = build(kind="patch", width=16, latent=16 * 49, hidden=16 * 49,
+                                   norm="none")
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    for layer in params.values():
+        if layer["kernel"].ndim == 4:
+            layer["kernel"] = layer["kernel"].at[1, 1].set(jnp.eye(16))
+        else:
+            layer["kernel"] = jnp.eye(16 * 49)
+    x = jax.random.uniform(jax.random.key(0), (2, *config.shape))  # the rectifiers keep it
+    np.testing.assert_allclose(net.apply({"params": params}, x), np.tanh(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", models.NORMS)
@@ -76,8 +91,9 @@ def test_bottleneck_equals_the_published_convolutions():
     np.testing.assert_allclose(spread, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_labels_change_the_result_and_are_demanded():
-    config, net, variables = build(classes=3)
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_labels_change_the_result_and_are_demanded(kind):
+    config, net, variables = build(kind=kind, classes=3)
     x = jax.random.normal(jax.random.key(1), (3, *config.shape))
     one, two = (net.apply(variables, x, jnp.full(3, label)) for label in (0, 1))
     assert float(jnp.abs(one - two).max()) > 1e-4
@@ -103,6 +119,8 @@ def test_dropout_drops_whole_maps_in_training_only():
     ("changes", "message"),
     [
         ({"size": 30}, "image size 30"),
+        ({"kind": "unet"}, "kind of network 'unet'"),
+        ({"kind": "patch", "norm": "batch"}, "norm 'batch' is of the published layout"),
         ({"norm": "layer"}, "norm 'layer'"),
         ({"width": 12}, "width 12 is no multiple of 8"),
         ({"output": "sigmoid"}, "output 'sigmoid'"),

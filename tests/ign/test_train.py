@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ign import losses, models, noise, population, train
+from ign import losses, matching, models, noise, population, train
 
 # optax's Adam and schedules: 1 - decay**count mixes int32 and float32.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -16,7 +16,9 @@ WEIGHTS = losses.Weights(1.0, 1.0, 0.1, 1.0, 1.5)
 
 def setting(recipe, weights=WEIGHTS, spectrum=None, shape=(2,), net=None, **objective):
     net = net or models.Perceptron((16, 16))
-    state = train.init_state(models.init(net, jax.random.key(0), shape), recipe, weights, spectrum)
+    variables = models.init(net, jax.random.key(0), shape)
+    bank = matching.empty_bank(recipe.bank, shape) if objective.get("use_matching") else None
+    state = train.init_state(variables, recipe, weights, spectrum, bank)
     step = train.make_train_step(net, losses.Objective(losses.l2, **objective), recipe)
     return net, state, step
 
@@ -36,7 +38,9 @@ def run(state, step, steps, batch=64):
 
 def test_a_ring_in_the_plane_is_learned():
     """Generated points lie near the ring, all around it; points near it are pulled to it."""
-    recipe = train.Recipe(500, 5e-3, betas=(0.9, 0.99), pool=2, ema_decay=0.99, decay_from=0.5)
+    recipe = train.Recipe(
+        500, 5e-3, betas=(0.9, 0.99), pool=2, bank=1024, ema_decay=0.99, decay_from=0.5
+    )
     net, state, step = setting(recipe, use_matching=True, net=models.Perceptron((32, 32)))
     state, metrics = run(state, step, 500)
     variables = state.variables()
@@ -73,7 +77,7 @@ def test_step_traces_once_and_counts(shared):
 def test_shared_and_four_pass_steps_agree():
     results = []
     for shared in (True, False):
-        recipe = train.Recipe(10, 1e-3, shared=shared, pool=3)
+        recipe = train.Recipe(10, 1e-3, shared=shared, pool=3, bank=192)
         _, state, step = setting(recipe, use_matching=True)
         results.append(run(state, step, 2)[0].params)
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
@@ -109,14 +113,12 @@ def test_input_noise_spoils_inputs_only_and_uint8_is_scaled():
     recipe = train.Recipe(1, input_noise=0.5)
     _, state, _ = setting(recipe)
     pixels = np.array([[[[0], [255]], [[51], [204]]]], np.uint8)
-    objective = losses.Objective(losses.l1)
-    made = train.make_batch(state, {"image": jnp.asarray(pixels)}, jax.random.key(0), objective,
-                            recipe)
+    batch = {"image": jnp.asarray(pixels)}
+    made = train.make_batch(state, batch, jax.random.key(0), recipe)
     np.testing.assert_allclose(made.images[0, :, :, 0], [[-1, 1], [-0.6, 0.6]], atol=1e-6)
     assert float(jnp.abs(made.inputs - made.images).max()) > 0.01
     assert float(jnp.abs(made.inputs).max()) <= 1
-    plain = train.make_batch(state, {"image": jnp.asarray(pixels)}, jax.random.key(0), objective,
-                             train.Recipe(1))
+    plain = train.make_batch(state, batch, jax.random.key(0), train.Recipe(1))
     np.testing.assert_array_equal(plain.inputs, plain.images)
     np.testing.assert_array_equal(plain.noise, made.noise)
 
@@ -134,7 +136,7 @@ def test_batch_norm_keeps_averages_of_all_three_passes():
     new, metrics = step(state, {"image": images}, jax.random.key(2))
     assert np.isfinite(float(metrics["loss"]))
 
-    made = train.make_batch(state, {"image": images}, jax.random.key(2), objective, recipe)
+    made = train.make_batch(state, {"image": images}, jax.random.key(2), recipe)
     stats = state.batch_stats
     y = None
     for u in (made.inputs, made.noise, None):
