@@ -20,8 +20,7 @@ Inputs = dict[str, pathlib.Path]
 
 def mine(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     """Stage: one pass over the images; leaves ``plan.json`` and ``sums.safetensors``."""
-    del inputs
-    networks = context.zoo(config)
+    networks = context.zoo(config, inputs.get("train"))
     plan = context.plan_of(networks, config.permutations, config.seed)
     mesh = mesh_for(config.batch, config.permutations)
     context.save_plan(out / "plan.json", plan)

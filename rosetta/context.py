@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 import jax
 
 from common import storage
-from rosetta import stream
+from rosetta import stream, train
 from rosetta.state import MiningState, Plan
 from rosetta.units import Layout
-from rosetta.zoo import shipped
+from rosetta.zoo import checkpoints, generators, shipped
 from rosetta.zoo.randomised import randomised
 from rosetta.zoo.tapped import Generator, Tapped
 
-__all__ = ["Zoo", "anchor_pairs", "load_mined", "plan_of", "save_plan", "zoo"]
+__all__ = ["GENERATORS", "Zoo", "anchor_pairs", "load_mined", "plan_of", "save_plan", "zoo"]
 
+GENERATORS = ("biggan", "stylegan_xl", "stylegan2", "stylegan3t", "stylegan3r")
 _CALIBRATION = 1 << 20  # number of the batch that calibrates; no run has as many
 
 
@@ -32,24 +33,54 @@ class Zoo(NamedTuple):
         return (*self.models, *(twin for group in self.twins.values() for twin in group))
 
 
-def zoo(config: Any) -> Zoo:
-    """The networks of a configuration (`models`, `sizes`, `twins`, `seed`).
+def zoo(config: Any, trained: pathlib.Path | None = None) -> Zoo:
+    """The networks of a configuration (`zoo`, `models`, `sizes`, `twins`, `seed`).
+
+    Args:
+      config: `zoo` is "packages" (networks that packages carry), "fashion" (small ones trained
+        before) or "files" (the user's checkpoints: `generator` with its path, and `paths`).
+      trained: folder of the stage that trained the small networks.
 
     Raises:
-      ValueError: an unknown network.
+      ValueError: an unknown network or kind of zoo.
       registry.RegistryError: weights that cannot be obtained.
     """
-    generator = shipped.dcgan_faces()
-    models = tuple(
-        shipped.load(name, size) for name, size in zip(config.models, config.sizes, strict=True)
-    )
-    z = stream.latents(generator, config.seed, _CALIBRATION, config.batch)
-    images = jax.jit(generator.apply)(generator.params, z)[0]
+    names, sizes = config.models, config.sizes
+    if config.zoo == "packages":
+        generator = shipped.dcgan_faces()
+        models = tuple(shipped.load(n, size) for n, size in zip(names, sizes, strict=True))
+    elif config.zoo == "fashion":
+        if trained is None:
+            raise ValueError("the zoo of small networks needs the stage that trains them")
+        generator, models = train.networks(trained, names)
+    elif config.zoo == "files":
+        generator = _generator(config.generator)
+        models = tuple(checkpoints.load(name, config.paths[name]) for name in names)
+    else:
+        raise ValueError(f"a zoo {config.zoo!r}; there are packages, fashion and files")
+    images = None
+    if config.twins:
+        z = stream.latents(generator, config.seed, _CALIBRATION, config.batch)
+        images = jax.jit(generator.apply)(generator.params, z)[0]
     twins = {
         model.name: tuple(randomised(model, seed, images) for seed in range(config.twins))
         for model in models
     }
     return Zoo(generator, models, twins)
+
+
+def _generator(config: Any) -> Generator:
+    """The generator of the user's file."""
+    kind, path, size = config.network, config.path, config.size
+    if kind == "biggan":
+        return generators.load_biggan_deep(path, size, config.label)
+    if kind == "stylegan_xl":
+        return generators.load_stylegan_xl(path, size, config.label, config.psi)
+    if kind == "stylegan2":
+        return generators.load_stylegan2(path, size, config.psi)
+    if kind in ("stylegan3t", "stylegan3r"):
+        return generators.load_stylegan3(path, size, kind[-1])
+    raise ValueError(f"a generator {kind!r}; there are {', '.join(GENERATORS)}")
 
 
 def plan_of(networks: Zoo, permutations: int, seed: int) -> Plan:

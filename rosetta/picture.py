@@ -45,7 +45,7 @@ def pictures(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         wanted[anchor.name] += [matches[f"{name}/rows"][chosen[name]]]
     wanted[anchor.name] += [found["anchors"][list(entries)], *concepts]
     units = {name: np.unique(np.concatenate(parts)) for name, parts in wanted.items()}
-    images, maps = shown(config, layouts, units)
+    images, maps = shown(config, inputs, layouts, units)
 
     for name in header["models"]:
         rows, columns = (matches[f"{name}/{part}"] for part in ("rows", "columns"))
@@ -83,11 +83,11 @@ def pictures(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
 
 
 def shown(
-    config: Any, layouts: Mapping[str, Layout], units: Wanted
+    config: Any, inputs: Inputs, layouts: Mapping[str, Layout], units: Wanted
 ) -> tuple[np.ndarray, dict[tuple[str, int], np.ndarray]]:
     """Images `[images, h, w, 3]` in [0, 1], and (model, unit) -> maps `[images, s, s]`."""
     networks = config.networks
-    zoo = context.zoo(ConfigDict({**networks, "twins": 0}))
+    zoo = context.zoo(ConfigDict({**networks, "twins": 0}), inputs.get("train"))
     params = parameters(zoo.generator, zoo.models)
     run = jax.jit(forward(zoo.generator, zoo.models))
     images: list[np.ndarray] = []
@@ -145,6 +145,13 @@ def report(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         "over permutations of the images, or over untrained twins. An untrained network is no zero "
         "control: it sees the same images, and its matches may have a higher r.",
     )
+    if "train" in inputs:
+        training = storage.load_json(inputs["train"] / "training.json")
+        page.table(
+            ["network", "loss at the end", "test accuracy"],
+            [[name, v["loss"], v.get("test_accuracy")] for name, v in training.items()],
+            "The networks were trained in this run.",
+        )
     columns = ["network", "rule", "matches", "r > 0.5", "mean r", "max r", "images exchanged"]
     rows = [
         [name, rule.replace("_", " "), v["matches"], v["above_half"], _number(v["mean_r"]),
@@ -170,7 +177,56 @@ def report(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
             path = inputs["pictures"] / f"{kind}_{name}.png"
             if path.is_file():
                 page.figure(path)
+    _manipulation(page, inputs)
     page.write(out / "report.html")
+
+
+def _manipulation(page: Report, inputs: Inputs) -> None:
+    """Sections on inversion and edits."""
+    found = storage.load_json(inputs["invert"] / "inversion.json")
+    counts_ = ", ".join(f"{number} {group}" for group, number in found["images"].items())
+    page.section(
+        "Inversion",
+        f"Latents of images that were not mined ({counts_}), after {found['steps']} steps: the "
+        f"generator's maps are to agree with those of {sum(found['pairs'].values())} matched units "
+        f"of the networks (mean r {found['mean_r']:.2f}). Agreement is the mean cosine of the "
+        "matched units' standardised maps, whatever the method optimised.",
+    )
+    keys = ("psnr", "ssim", "lpips", "agreement")
+    page.table(
+        ["images", "method", "PSNR (dB)", "SSIM", "LPIPS", "agreement"],
+        [
+            [group, name, *(values[group][key] for key in keys)]
+            for group in found["images"]
+            for name, values in found["methods"].items()
+            if group in values
+        ],
+    )
+    page.figure(inputs["invert"] / "inversion.png", "Inverted images; one row a method.")
+    found = storage.load_json(inputs["edit"] / "edits.json")
+    page.section(
+        "Edits",
+        f"Maps of {found['units']} matched units of the generator are moved, enlarged, pasted, or "
+        "those of another image, and the latent follows. Random units: as many others. Pixels: "
+        "the moved image itself is the target. Correlation is that of the picture with the moved "
+        "picture where that has content.",
+    )
+    page.table(
+        ["edit", "agreement before", "after", "correlation before", "after", "pixels moved",
+         "wanted"],
+        [
+            [name, *(values.get(key) for key in
+             ("agreement_before", "agreement_after", "correlation_before", "correlation_after",
+              "pixels_moved", "pixels_wanted"))]
+            for name, values in found["edits"].items()
+        ],
+    )  # fmt: skip
+    page.figure(inputs["edit"] / "edits.png", "Edits by maps; one row an edit.")
+    page.figure(
+        inputs["edit"] / "units.png",
+        "One unit at a time is removed or strengthened inside the generator's pass; images on "
+        "which its removal changes most.",
+    )
 
 
 def counts(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, Any]]:
@@ -191,11 +247,17 @@ def counts(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, 
 
 def publish(workdir: pathlib.Path) -> pathlib.Path:
     """Copies report, figures and results to the top of the working directory."""
-    for stage in ("pictures", "report"):
+    for stage in ("pictures", "invert", "edit", "report"):
         for path in sorted((workdir / "stages" / stage).glob("*.*")):
             if path.suffix in (".png", ".html"):
                 shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(workdir / "stages" / "dictionary" / "results.json", workdir / "results.json")
+    results = storage.load_json(workdir / "stages" / "dictionary" / "results.json")
+    for stage, name in (("invert", "inversion"), ("edit", "edits")):
+        results[name] = storage.load_json(workdir / "stages" / stage / f"{name}.json")
+    training = workdir / "stages" / "train" / "training.json"
+    if training.is_file():
+        results["training"] = storage.load_json(training)
+    storage.save_json(workdir / "results.json", results)
     return workdir / "report.html"
 
 

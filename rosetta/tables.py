@@ -15,7 +15,7 @@ import numpy as np
 from rosetta.state import MiningState, Plan
 from rosetta.units import MapError
 
-__all__ = ["blocks", "check", "constant_units", "correlations"]
+__all__ = ["blocks", "check", "constant_units", "correlations", "unit_statistics"]
 
 # Standard deviation, in units of the mean's magnitude, up to which a unit counts as constant:
 # what float32 networks leave of a map that is constant in exact arithmetic.
@@ -58,6 +58,29 @@ def constant_units(plan: Plan, state: MiningState, name: str) -> np.ndarray:
         _, variance = _moments(state, name, size, size)
         found.append(layout.units_of(size)[np.asarray(variance) == 0])
     return np.sort(np.concatenate(found))
+
+
+def unit_statistics(
+    plan: Plan, state: MiningState, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each unit of a model over the mined images, at its own size.
+
+    Returns:
+      Two arrays `[units]`, for the units of the layout's block in their order; the deviation of
+      what counts as constant is 0.
+
+    Raises:
+      MapError: see `check`.
+    """
+    check(plan, state)
+    layout = plan.layout(name)
+    means, deviations = (np.zeros(len(layout), np.float32) for _ in range(2))
+    for size in layout.grids:
+        moved, variance = _moments(state, name, size, size)
+        places = layout.units_of(size) - layout.start
+        means[places] = np.asarray(state.centres[f"{name}/{size}"]) + np.asarray(moved)
+        deviations[places] = np.sqrt(np.asarray(variance))
+    return means, deviations
 
 
 def correlations(

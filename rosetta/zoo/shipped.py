@@ -1,9 +1,10 @@
 """The networks whose trained weights package registries carry, so that mining runs anywhere.
 
 A DCGAN generator of faces as anchor, and networks of three kinds of supervision: ImageNet classes
-(EfficientNet-Lite0, VGG16, AlexNet) and face identity (dlib's recogniser).
+(EfficientNet-Lite0 and 1, VGG16, AlexNet) and face identity (dlib's recogniser).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from common.nets import dcgan, efficientnet_lite, face_images, face_recogniser, lpips
 from rosetta.zoo.images import bicubic, standardise
-from rosetta.zoo.tapped import Generator, Maps, Tapped, captured
+from rosetta.zoo.tapped import Generator, Maps, Tapped, captured, edited_inputs
 
 __all__ = ["MODELS", "calibrator", "dcgan_faces", "load"]
 
@@ -34,12 +35,22 @@ def dcgan_faces() -> Generator:
         return jax.random.normal(key, (count, dcgan.LATENT))
 
     taps = tuple(f"block{index}" for index in range(4))
-    return Generator("dcgan", apply, dcgan.load_variables(), taps, sample)
+    consumers = {f"conv{index + 1}": tap for index, tap in enumerate(taps)}
+
+    def edited(variables: Any, z: jax.Array, edit: Any) -> tuple[jax.Array, Maps]:
+        output, maps = edited_inputs(lambda: module.apply(variables, z), edit, consumers)
+        return (output[0] + 1) / 2, maps
+
+    mean = jnp.zeros(dcgan.LATENT)
+    return Generator("dcgan", apply, dcgan.load_variables(), taps, sample, mean, edited)
 
 
-def efficientnet_lite0(size: int) -> Tapped:
-    """EfficientNet-Lite0, outputs of the 16 blocks: 1,808 units; `size` is 224 in training."""
-    module = efficientnet_lite.EfficientNetLite("lite0")
+def efficientnet(variant: str, size: int) -> Tapped:
+    """EfficientNet-Lite0 or 1, outputs of the blocks.
+
+    Lite0: 16 blocks, 1,808 units, `size` 224 in training; Lite1: 20 blocks, 2,256 units, 240.
+    """
+    module = efficientnet_lite.EfficientNetLite(variant)
 
     def prepare(images: jax.Array) -> jax.Array:
         return efficientnet_lite.preprocess(bicubic(images, size))
@@ -48,9 +59,10 @@ def efficientnet_lite0(size: int) -> Tapped:
         output: Any = module.apply(variables, prepare(images))
         return output[1]
 
-    variables = efficientnet_lite.load_variables("lite0")
-    taps = tuple(f"block{index}" for index in range(16))
-    return Tapped("lite0", apply, variables, taps, calibrator(module, prepare))
+    variables = efficientnet_lite.load_variables(variant)
+    count = sum(name.startswith("block") for name in variables["params"])
+    taps = tuple(f"block{index}" for index in range(count))
+    return Tapped(variant, apply, variables, taps, calibrator(module, prepare))
 
 
 def vgg16(size: int) -> Tapped:
@@ -78,7 +90,8 @@ def face_identity(size: int) -> Tapped:
 
 
 MODELS: dict[str, Callable[[int], Tapped]] = {
-    "lite0": efficientnet_lite0,
+    "lite0": functools.partial(efficientnet, "lite0"),
+    "lite1": functools.partial(efficientnet, "lite1"),
     "vgg16": vgg16,
     "alexnet": alexnet,
     "faces": face_identity,

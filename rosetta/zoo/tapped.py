@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from rosetta.units import Layout
 
-__all__ = ["Generator", "Tapped", "captured", "forward", "parameters"]
+__all__ = [
+    "Generator", "Tapped", "captured", "edited_inputs", "edited_outputs", "forward", "parameters",
+]
 
 Maps = Mapping[str, jax.Array]
 
@@ -61,6 +63,9 @@ class Generator:
       params: pytree of arrays.
       taps: the taps to be mined, in the order in which units are numbered.
       sample: `(key, count) -> latents`, a pytree of arrays `[count, ...]`.
+      mean: the mean of the latents, without batch axis, towards which inversion may be drawn.
+      apply_edited: `(params, latents, edit) -> as apply`, where `edit(tap, maps) -> maps` changes
+        the maps of each tap before what follows is computed; None if the network has no such form.
     """
 
     name: str
@@ -68,6 +73,8 @@ class Generator:
     params: Any
     taps: tuple[str, ...]
     sample: Callable[[jax.Array, int], Any]
+    mean: Any = 0.0
+    apply_edited: Callable[..., tuple[jax.Array, Maps]] | None = None
 
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, Mapping[str, jax.ShapeDtypeStruct]]:
         """Shapes of one image and its maps."""
@@ -102,6 +109,69 @@ def forward(
         return images, {generator.name: maps, **seen}
 
     return run
+
+
+def edited_inputs(
+    run: Callable[[], Any], edit: Callable[[str, jax.Array], jax.Array], taps: Mapping[str, str]
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Runs a Flax network with edited maps.
+
+    Args:
+      run: calls the module; its result is returned.
+      edit: `(tap, maps) -> maps`.
+      taps: name of the submodule (of the outermost module) whose input a tap is -> tap.
+
+    Returns:
+      The result, and the edited maps by tap.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and path in taps:
+            found[taps[path]] = edit(taps[path], args[0])
+            args = (found[taps[path]], *args[1:])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        return run(), found
+
+
+def edited_outputs(
+    run: Callable[[], Any],
+    edit: Callable[[str, jax.Array], jax.Array],
+    taps: Mapping[str, str],
+    change: Callable[[Any, Callable[[jax.Array], jax.Array]], tuple[Any, jax.Array]] | None = None,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Runs a Flax network with edited maps, as `edited_inputs` does, where taps are outputs.
+
+    Args:
+      run: calls the module; its result is returned.
+      edit: `(tap, maps) -> maps`.
+      taps: "/"-joined path of the submodule whose output a tap is -> tap.
+      change: `(output, edit of maps) -> (new output, edited maps)` of a submodule that returns
+        more than its maps.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        output = call(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or path not in taps:
+            return output
+        tap = taps[path]
+
+        def own(maps: jax.Array) -> jax.Array:
+            return edit(tap, maps)
+
+        if change is None:
+            output = found[tap] = own(output)
+        else:
+            output, found[tap] = change(output, own)
+        return output
+
+    with nn.intercept_methods(intercept):
+        return run(), found
 
 
 def parameters(generator: Generator, models: tuple[Tapped, ...]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def finished(tmp_path_factory):
     config.mine.models, config.mine.sizes = ("alexnet",), (64,)
     config.mine.images = 8
     workdir = tmp_path_factory.mktemp("run")
-    experiment.run(config, workdir)
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam: 1 - decay**count
+        experiment.run(config, workdir)
     return config, workdir
 
 
@@ -40,19 +41,27 @@ def test_results(finished, capsys):
     plan, state = context.load_mined(workdir / "stages/mine")
     assert plan.exchanged == (("dcgan", "alexnet"),)
     assert set(state.permuted) == {k for k in state.products if k.startswith("dcgan/alexnet/")}
-    for name in ("pairs_alexnet", "depths_alexnet", "rosetta", "concepts"):
+    assert set(results["inversion"]["methods"]) == {
+        "random units", "rosetta units", "pixels", "pixels, random units", "pixels, rosetta units"
+    }
+    assert set(results["edits"]["edits"]) == {
+        f"{name}, {kind}" for name in ("left", "right", "zoom")
+        for kind in ("rosetta units", "random units", "pixels")
+    } | {"align, rosetta units", "paste, rosetta units"}
+    pictures = ("pairs_alexnet", "depths_alexnet", "rosetta", "concepts")
+    for name in (*pictures, "inversion", "edits", "units"):
         with Image.open(workdir / f"{name}.png") as picture:
             assert min(picture.size) > 100
     assert (workdir / "report.html").stat().st_size > 50_000
     capsys.readouterr()
     experiment.run(config, workdir)
-    assert capsys.readouterr().out.count("skipped") == 5
+    assert capsys.readouterr().out.count("skipped") == 7
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("models", ("lite0", "vgg19"), "known: lite0, vgg16, alexnet, faces"),
+        ("models", ("lite0", "vgg19"), "known: lite0, lite1, vgg16, alexnet, faces"),
         ("sizes", (64,), "1 for 2 models"),
         ("images", 12, "12 is no multiple of 8"),
         ("permutations", 8, "must be 1 to 7"),
@@ -107,3 +116,21 @@ def test_devices_that_share_a_batch():
     assert build.mesh_for(12, 2).devices.size == 4
     assert build.mesh_for(6, 2).devices.size == 2
     assert build.mesh_for(7, 2) is None
+
+
+def test_checkpoints_are_asked_for(tmp_path):
+    config = config_lib.load(f"{CONFIG}:imagenet")
+    with pytest.raises(ConfigError, match="config.mine.generator.path: '' is no file"):
+        experiment.check(config)
+    file = tmp_path / "gan.bin"
+    file.write_bytes(b"")
+    config.mine.generator.path = str(file)
+    with pytest.raises(ConfigError, match="config.mine.paths.resnet50: '' is no file"):
+        experiment.check(config)
+    config.mine.generator.network = "stylegan4"
+    with pytest.raises(ConfigError, match="'stylegan4'; known: biggan, stylegan_xl"):
+        experiment.check(config)
+    config.mine.zoo = "hub"
+    with pytest.raises(ConfigError, match="config.mine.zoo: 'hub'; known: packages, fashion"):
+        experiment.check(config)
+    experiment.check(config_lib.load(f"{CONFIG}:fashion"))

@@ -197,3 +197,13 @@ def test_bad_input_is_named():
         tables.correlations(plan, state, ("gan", "net"))
     with pytest.raises(KeyError, match="no permuted table"):
         tables.correlations(plan, update(mining.init(plan, maps), maps), ("gan", "net"), True)
+
+
+def test_unit_statistics(mined):
+    maps, plan, state = mined
+    for name, taps in maps.items():
+        mean, deviation = tables.unit_statistics(plan, state, name)
+        flat = [x.reshape(-1, x.shape[3]).astype(np.float64) for x in taps.values()]
+        np.testing.assert_allclose(mean, np.concatenate([x.mean(0) for x in flat]), rtol=1e-4,
+                                   atol=1e-4)  # fmt: skip
+        np.testing.assert_allclose(deviation, np.concatenate([x.std(0) for x in flat]), rtol=1e-4)

@@ -69,12 +69,16 @@ def test_units_of_the_shipped_networks():
     assert (layout.sizes, len(layout), generator.size) == ((4, 8, 16, 32), 960, 64)
     assert layout.taps == ("block0", "block1", "block2", "block3")
     found = {}
-    for name, size in (("lite0", 224), ("vgg16", 224), ("alexnet", 224), ("faces", 150)):
+    for name, size in (
+        ("lite0", 224), ("lite1", 240), ("vgg16", 224), ("alexnet", 224), ("faces", 150)
+    ):  # fmt: skip
         layout = shipped.load(name, size).layout(64)
         found[name] = len(layout)
         assert list(layout.sizes) == sorted(layout.sizes, reverse=True)
-    assert found == {"lite0": 1808, "vgg16": 4224, "alexnet": 1152, "faces": 1760}
-    with pytest.raises(ValueError, match="no network 'vgg19'; there are lite0, vgg16"):
+    assert found == {
+        "lite0": 1808, "lite1": 2256, "vgg16": 4224, "alexnet": 1152, "faces": 1760
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no network 'vgg19'; there are lite0, lite1, vgg16"):
         shipped.load("vgg19", 224)
 
 
@@ -172,3 +176,15 @@ def test_own_model_needs_no_flax():
     model = Tapped("own", lambda w, x: {"grey": (x @ w)[..., :1]}, np.eye(3, dtype=np.float32),
                    ("grey",))
     assert model.layout(10) == Layout("own", ("grey",), (10,), (1,))
+
+
+def test_lite1_knows_its_classes():
+    from skimage import data
+
+    from common.nets import efficientnet_lite
+
+    image = data.coffee()[:400, 100:500] / np.float32(255)
+    x = efficientnet_lite.preprocess(images.bicubic(jnp.asarray(image[None], jnp.float32), 240))
+    variables = efficientnet_lite.load_variables("lite1")
+    logits, _ = jax.jit(efficientnet_lite.EfficientNetLite("lite1").apply)(variables, x)
+    assert int(logits.argmax()) == 967  # espresso
