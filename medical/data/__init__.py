@@ -1,0 +1,1 @@
+"""Medical images: readers, tables of studies, splits by patient, phantoms with known lesions."""

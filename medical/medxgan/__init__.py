@@ -1,0 +1,1 @@
+"""medXGAN: explains a frozen classifier by a generator that splits anatomy from the class."""

@@ -1,0 +1,97 @@
+"""Training of the classifier that is then frozen and explained."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from common.train_state import TrainState
+
+PyTree = Any
+
+
+class ClassifierState(struct.PyTreeNode):
+    """Parameters with optimiser, and averages of batch normalisation (``{}`` without it)."""
+
+    train: TrainState
+    stats: PyTree
+
+    @property
+    def params(self) -> PyTree:
+        return self.train.params
+
+    def variables(self) -> PyTree:
+        return {"params": self.train.eval_params, **self.stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """AdamW with a cosine schedule; images are mirrored at random and shifted by `shift` pixels."""
+
+    num_steps: int
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    shift: int = 2
+
+
+def init(net: nn.Module, recipe: Recipe, images: jax.Array, key: jax.Array) -> ClassifierState:
+    """State before the first step."""
+    variables = net.init(key, images)
+    schedule = optax.cosine_decay_schedule(recipe.learning_rate, max(recipe.num_steps, 1))
+    optimiser = optax.adamw(schedule, weight_decay=recipe.weight_decay)
+    return ClassifierState(TrainState.create(variables.pop("params"), optimiser), dict(variables))
+
+
+def make_train_step(
+    net: nn.Module, recipe: Recipe
+) -> Callable[[ClassifierState, dict[str, jax.Array], jax.Array], tuple[ClassifierState, dict]]:
+    """Returns the pure step; `batch` holds ``image`` and ``label``."""
+
+    def train_step(
+        state: ClassifierState, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[ClassifierState, dict[str, jax.Array]]:
+        first, second = jax.random.split(key)
+        images = _moved(batch["image"], recipe.shift, first)
+
+        def loss(params: PyTree) -> tuple[jax.Array, tuple]:
+            logits, new = net.apply({"params": params, **state.stats}, images, train=True,
+                                    mutable=list(state.stats), rngs={"dropout": second})
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            right = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+            return jnp.mean(each), (dict(new), right)
+
+        (value, (new, right)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        state = state.replace(train=state.train.apply_gradients(grads), stats=new)
+        return state, {"loss": value, "accuracy": right}
+
+    return train_step
+
+
+def predict(net: nn.Module, variables: PyTree, images: np.ndarray, batch: int = 128) -> np.ndarray:
+    """Logits ``[n, classes]``, computed in batches of one shape."""
+    apply = jax.jit(lambda v, x: net.apply(v, x))
+    found = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+        found.append(np.asarray(apply(variables, padded))[: len(part)])
+    return np.concatenate(found)
+
+
+def _moved(images: jax.Array, shift: int, key: jax.Array) -> jax.Array:
+    """Each batch mirrored or not, and shifted by up to `shift` pixels, edges repeated."""
+    first, second = jax.random.split(key)
+    flip = jax.random.bernoulli(first, 0.5, (len(images), 1, 1, 1))
+    images = jnp.where(flip, images[:, :, ::-1], images)
+    if not shift:
+        return images
+    pads = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+    offset = jax.random.randint(second, (2,), 0, 2 * shift + 1)
+    start = (jnp.int32(0), offset[0], offset[1], jnp.int32(0))
+    return jax.lax.dynamic_slice(jnp.pad(images, pads, mode="edge"), start, images.shape)

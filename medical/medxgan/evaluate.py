@@ -1,0 +1,152 @@
+"""Numbers of a run: localisation with intervals, and the guards that must hold before it counts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medical.explain import localise
+from medical.medxgan.losses import margin
+from medical.medxgan.train import Nets, PyTree, sample_codes
+
+METRICS = ("iou", "pointing", "mass", "auc", "deletion", "insertion", "sparsity")
+GUARDS = {
+    "diversity": (">=", 0.5),
+    "inversion": ("<=", 0.25),
+    "negative_agreement": (">=", 0.95),
+    "positive_agreement": (">=", 0.90),
+    "class_kept": (">=", 0.95),
+    "class_flipped": (">=", 0.95),
+}
+"""What a generator must reach before its explanations are worth a table, see `guards`."""
+
+
+def localisation(
+    maps: dict[str, np.ndarray], masks: np.ndarray, images: np.ndarray, nets: Nets, frozen: PyTree
+) -> dict[str, dict[str, np.ndarray]]:
+    """Metrics of each map: name to metric to ``[images]``.
+
+    Deletion and insertion follow the probability of the positive class, from the image to its mean
+    grey.
+    """
+
+    def probability(x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(margin(nets.classifier.apply(frozen, x)))
+
+    black = jnp.broadcast_to(jnp.mean(images, axis=(1, 2, 3), keepdims=True), images.shape)
+    score = jax.jit(probability)
+    found = {}
+    for name, values in maps.items():
+        deletion, insertion = localise.deletion_insertion(score, jnp.asarray(images), values, black)
+        found[name] = {
+            "iou": localise.iou(values, masks),
+            "pointing": localise.pointing(values, masks),
+            "mass": localise.relevance_mass(values, masks),
+            "auc": localise.pixel_auc(values, masks),
+            "deletion": deletion,
+            "insertion": insertion,
+            "sparsity": localise.sparsity(values),
+        }
+    return found
+
+
+def mean_interval(
+    values: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+) -> dict[str, float]:
+    """Mean with its 95 % bootstrap interval over images; `values` ``[images]``, NaN left out."""
+    values = values[np.isfinite(values)]
+    rows = rng.integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def disentanglement(
+    nets: Nets, frozen: PyTree, generator: PyTree, key: jax.Array, count: int = 250
+) -> dict[str, Any]:
+    """Agreement of the classifier with the class asked for, as published: each anatomy once without
+    pathology and three times with; and the healthy images, for the diversity guard."""
+    draw = jax.jit(lambda one, two: nets.generator.apply(generator, one, two))
+    judge = jax.jit(lambda x: margin(nets.classifier.apply(frozen, x)))
+    z1, _ = sample_codes(key, jnp.zeros(count, jnp.int32), nets.latent)
+    healthy = draw(z1, jnp.zeros((count, nets.latent[1])))
+    right = []
+    for i in range(3):
+        z2 = jax.random.normal(jax.random.fold_in(key, i), (count, nets.latent[1]))
+        right.append(np.asarray(judge(draw(z1, z2)) > 0))
+    return {
+        "negative_agreement": float(np.mean(np.asarray(judge(healthy)) <= 0)),
+        "positive_agreement": float(np.mean(right)),
+        "healthy": np.asarray(healthy),
+    }
+
+
+def diversity(images: np.ndarray, count: int = 200) -> float:
+    """Mean pairwise L2 distance of the first `count` images."""
+    flat = images[:count].reshape(min(count, len(images)), -1).astype(np.float64)
+    squared = (flat**2).sum(axis=1)
+    distances = np.sqrt(np.maximum(squared[:, None] + squared[None] - 2 * flat @ flat.T, 0))
+    return float(distances.sum() / (len(flat) * (len(flat) - 1)))
+
+
+def guards(
+    generated: dict[str, Any],
+    negatives: np.ndarray,
+    images: np.ndarray,
+    positive: np.ndarray,
+    margins: np.ndarray,
+) -> dict[str, float]:
+    """Quality of the generator and of the inversion.
+
+    Args:
+      generated: of `disentanglement`.
+      negatives: real images that the classifier calls negative.
+      images: inverted images.
+      positive: their reconstructions.
+      margins: of image, reconstruction, negative and edited image, ``[4, images]``.
+
+    Returns:
+      Diversity of ``G(z1, 0)`` over that of real negatives; mean squared error of the inversion
+      over the variance of the images around their mean; agreements; share of images whose class the
+      reconstruction keeps, the negative flips, and the edited image flips.
+    """
+    error = float(np.mean((positive - images) ** 2))
+    variance = float(np.mean((images - images.mean(axis=0)) ** 2))
+    return {
+        "diversity": diversity(generated["healthy"]) / diversity(negatives),
+        "inversion": error / variance,
+        "inversion_mse": error,
+        "negative_agreement": generated["negative_agreement"],
+        "positive_agreement": generated["positive_agreement"],
+        "class_kept": float(np.mean((margins[1] > 0) == (margins[0] > 0))),
+        "class_flipped": float(np.mean(margins[2] <= 0)),
+        "edited_flipped": float(np.mean(margins[3] <= 0)),
+    }
+
+
+def failed(values: dict[str, float]) -> list[str]:
+    """Names of the guards that do not hold."""
+    return [
+        name
+        for name, (sign, limit) in GUARDS.items()
+        if not (values[name] >= limit if sign == ">=" else values[name] <= limit)
+    ]
+
+
+def preservation(
+    positive: np.ndarray, negative: np.ndarray, healthy: np.ndarray, masks: np.ndarray
+) -> dict[str, float]:
+    """How much the anatomy changes with the class, and how close the negative comes to the truth.
+
+    Returns:
+      ``outside_inside``: mean absolute difference of the generated pair outside the lesion
+      (enlarged by 2 pixels) over that inside; ``healthy_error``: mean absolute difference of
+      negative and true healthy image inside the lesion, in [-1, 1].
+    """
+    change = localise.magnitude(positive - negative)
+    near = localise.dilate(masks, 2)
+    inside = change[masks].mean()
+    return {
+        "outside_inside": float(change[~near].mean() / max(inside, 1e-12)),
+        "healthy_error": float(localise.magnitude(negative - healthy)[masks].mean()),
+    }

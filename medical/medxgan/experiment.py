@@ -1,0 +1,60 @@
+"""The stages of medXGAN: phantoms, classifier, generator, maps; for each seed and control."""
+
+import functools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from common import distributed
+from common.config import ConfigError
+from common.stages import Pipeline
+from medical.medxgan import measure, report, stages
+
+KINDS = ("true", "shuffled", "shortcut")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stages of ``configs/medxgan.py`` in ``workdir``; finished ones are skipped.
+
+    A case is a kind of labels and a seed: the true labels for each of ``config.seeds``, and for the
+    first of them the controls: labels shuffled, and a corner mark on the positives.
+    """
+    pipeline = Pipeline(workdir)
+    alone = functools.partial(pipeline.stage, everywhere=False)
+    unknown = set(config.controls) - set(KINDS[1:])
+    if unknown:
+        raise ConfigError(f"config.controls: {unknown.pop()!r} is unknown; known: {KINDS[1:]}")
+    if config.net.kind == "paper" and config.objective.reconstruction:
+        raise ConfigError("config.objective.reconstruction: the published network has no encoder")
+    cases = [("true", seed) for seed in config.seeds]
+    cases += [(kind, config.seeds[0]) for kind in config.controls]
+    names = []
+    for kind, seed in cases:
+        settings = functools.partial(_settings, config, seed)
+        case = f"{kind}-{seed}"
+        drawn = settings("phantom", "counts")
+        drawn.labels = "shuffled" if kind == "shuffled" else "true"
+        if kind == "shortcut":
+            drawn.phantom.shortcut = 1.0
+        data = f"data-{case}"
+        alone(data, stages.draw, drawn)
+        judge, gan, maps = f"classifier-{case}", f"generator-{case}", f"explain-{case}"
+        alone(judge, stages.train_classifier, settings("net", "classifier"), (data,))
+        network = settings("net", "objective", "gan")
+        if kind != "true":
+            network.gan.num_steps = config.control_steps
+        alone(gan, stages.train_generator, network, (data, judge))
+        final = settings("net", "invert", "explain")
+        alone(maps, stages.explain, final, (data, judge, gan))
+        names.append(maps)
+    judges = tuple(name.replace("explain-", "classifier-") for name in names)
+    alone("measure", measure.measure, _settings(config, config.seeds[0]), (*names, *judges))
+    alone("report", report.report, ConfigDict({"source": config.phantom.source}),
+          (*names, "measure"))
+    if distributed.is_main():
+        print(f"report: {report.publish(workdir)}")
+
+
+def _settings(config: ConfigDict, seed: int, *names: str) -> ConfigDict:
+    chosen = {name: config[name].copy_and_resolve_references() for name in names}
+    return ConfigDict({**chosen, "seed": seed})

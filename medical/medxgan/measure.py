@@ -1,0 +1,69 @@
+"""Stage that turns the maps' scores into tables: means, paired differences, guards, controls."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import storage
+from medical.medxgan import evaluate, maps
+
+COMPARED = ("grad_cam", "ig_black", "prior")
+"""Maps that each generative map is compared with, image by image."""
+
+
+def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: ``results.json``."""
+    random = np.random.default_rng(config.seed)
+    cases = [name.removeprefix("explain-") for name in inputs if name.startswith("explain-")]
+    scores, checks = {}, {}
+    for case in cases:
+        folder = inputs[f"explain-{case}"]
+        scores[case] = read_scores(folder)
+        judge = storage.load_json(inputs[f"classifier-{case}"] / "classifier.json")
+        checks[case] = {**storage.load_json(folder / "guards.json"), **judge}
+    true = [case for case in cases if case.startswith("true-")]
+    pooled = {
+        name: {metric: np.concatenate([scores[case][name][metric] for case in true])
+               for metric in table}
+        for name, table in scores[true[0]].items()
+    }
+    storage.save_json(out / "results.json", {
+        "localisation": {
+            name: {metric: evaluate.mean_interval(pooled[name][metric], random)
+                   for metric in evaluate.METRICS}
+            for name in maps.TITLES
+        },
+        "by_seed": {
+            case: {name: {metric: float(np.nanmean(scores[case][name][metric]))
+                          for metric in evaluate.METRICS} for name in maps.TITLES}
+            for case in true
+        },
+        "differences": {
+            name: {other: {metric: evaluate.mean_interval(
+                pooled[name][metric] - pooled[other][metric], random)
+                for metric in ("iou", "pointing", "mass", "auc")} for other in COMPARED}
+            for name in maps.GENERATIVE
+        },
+        "controls": {
+            case: {name: {metric: float(np.nanmean(table[metric]))
+                          for metric in ("iou", "pointing", "mass", "marker")}
+                   for name, table in scores[case].items()}
+            for case in cases if case not in true
+        },
+        "guards": checks,
+        "reliable": not any(checks[case]["failed"] for case in true),
+        "images": len(pooled["random"]["iou"]),
+    })
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of each map and metric, ``[images]``, as stage `explain` left them."""
+    arrays, _ = storage.load_arrays(folder / "explained.safetensors")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in arrays.items():
+        kind, _, rest = key.partition(".")
+        if kind == "score":
+            name, metric = rest.split(".")
+            found.setdefault(name, {})[metric] = values
+    return found

@@ -1,0 +1,109 @@
+"""Stage that draws a run: figures and one HTML report."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import figures, storage
+from common.report import Report
+from medical.medxgan import evaluate, maps
+from medical.medxgan.figures import draw_explanations, draw_interpolation, draw_samples
+
+WARNING = (
+    "Research software. Not a medical device and not for diagnosis. The images are phantoms: "
+    "nothing here says how well a method localises disease in patients."
+)
+HEADERS = {"iou": "IoU", "pointing": "pointing game", "mass": "mass in lesion", "auc": "pixel AUC",
+           "deletion": "deletion (low)", "insertion": "insertion (high)", "sparsity": "area >= 0.1"}
+
+
+def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: figures and ``report.html``."""
+    results = storage.load_json(inputs["measure"] / "results.json")
+    cases = [name for name in inputs if name.startswith("explain-")]
+    for name in cases:
+        found, _ = storage.load_arrays(inputs[name] / "explained.safetensors")
+        tail = "" if name == cases[0] else f"_{name.removeprefix('explain-').replace('-', '_')}"
+        draw_explanations(found, maps.TITLES, out / f"explanations{tail}.png")
+        if name == cases[0]:
+            draw_interpolation(found, out / "interpolation.png")
+            draw_samples(found, out / "samples.png")
+    draw_table(results, out / "localisation.png")
+    write(config, results, cases, out)
+
+
+def publish(workdir: Path) -> Path:
+    """Copies the report and its figures to the top of the working directory."""
+    for path in sorted((workdir / "stages" / "report").glob("*.*")):
+        if path.suffix in (".png", ".html"):
+            shutil.copyfile(path, workdir / path.name)
+    shutil.copyfile(workdir / "stages" / "measure" / "results.json", workdir / "results.json")
+    return workdir / "report.html"
+
+
+def draw_table(results: dict, path: Path) -> None:
+    """The localisation table as a heat map."""
+    metrics = ("iou", "pointing", "mass", "auc")
+    left_out = ("oracle", "random", "grad_cam_released")  # they are in the report's table
+    names = [n for n in maps.TITLES if n not in left_out]
+    table = [[results["localisation"][n][m]["mean"] for m in metrics] for n in names]
+    figures.heatmap(path, np.array(table), [maps.TITLES[n] for n in names],
+                    [HEADERS[m] for m in metrics], title="Localisation",
+                    limits=(0.0, 1.0))
+
+
+def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> None:
+    """``report.html``."""
+    page = Report("medXGAN: which pixels does a classifier see the lesion in?",
+                  f"{config.source} phantoms from real anatomy with a lesion of known place.")
+    page.note(WARNING)
+    page.section("Guards", "A generator that has collapsed, or an inversion that misses the image, "
+                 "explains nothing: these come first.")
+    limits = {name: f"{sign} {limit}" for name, (sign, limit) in evaluate.GUARDS.items()}
+    seeds = list(results["guards"])
+    page.table(
+        ["", "wanted", *seeds],
+        [[name.replace("_", " "), limits.get(name, ""), *(results["guards"][s][name]
+                                                          for s in seeds)]
+         for name in (*evaluate.GUARDS, "edited_flipped", "inversion_mse", "outside_inside",
+                      "healthy_error", "validation_accuracy", "test_accuracy", "images",
+                      "called_positive")])
+    if not results["reliable"]:
+        bad = {s: results["guards"][s]["failed"] for s in seeds if results["guards"][s]["failed"]}
+        page.note("**Unreliable explanations.** Guards that do not hold: "
+                  + "; ".join(f"{s}: {', '.join(names)}" for s, names in bad.items()))
+    page.section("Explanations").figure(out / "explanations.png")
+    page.figure(out / "interpolation.png").figure(out / "samples.png")
+    page.section("Localisation", f"{results['images']} explained images over all seeds; 95 % "
+                 "bootstrap intervals over images.")
+    page.figure(out / "localisation.png")
+    page.table(["map", *HEADERS.values()], [
+        [maps.TITLES[name], *(_interval(row[m]) for m in HEADERS)]
+        for name, row in results["localisation"].items()])
+    page.section("Paired differences", "Each generative map less another map on the same images.")
+    for other in next(iter(results["differences"].values())):
+        page.table([f"less {maps.TITLES[other]}", *(HEADERS[m] for m in
+                                                    ("iou", "pointing", "mass", "auc"))], [
+            [maps.TITLES[name], *(_interval(row[other][m]) for m in
+                                  ("iou", "pointing", "mass", "auc"))]
+            for name, row in results["differences"].items()])
+    if results["controls"]:
+        page.section("Controls", "With shuffled labels a map has no lesion to find; with a corner "
+                     "mark on every positive image the classifier needs no lesion, and a map that "
+                     "follows the classifier points to the mark.")
+        for case, table in results["controls"].items():
+            columns = ("iou", "pointing", "mass", "marker")
+            page.table([case, "IoU lesion", "pointing lesion", "mass lesion", "pointing mark"],
+                       [[maps.TITLES[name], *(table[name][m] for m in columns)]
+                        for name in maps.TITLES])
+    for name in cases[1:]:
+        case = name.removeprefix("explain-")
+        page.section(f"Case {case}").figure(out / f"explanations_{case.replace('-', '_')}.png")
+    page.write(out / "report.html")
+
+
+def _interval(value: dict) -> str:
+    text = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,249 @@
+"""Stages of a medXGAN run: phantoms, classifier, generator, inversion with maps."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import rng, storage
+from common.checkpoint import Checkpointer
+from common.loop import fit
+from common.writer import Writer
+from medical.data import phantom
+from medical.explain import latent, localise
+from medical.medxgan import classifier, evaluate, invert, losses, maps, models, train
+
+Arrays = dict[str, np.ndarray]
+
+
+def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: phantoms of the three parts; ``labels`` "shuffled" mixes those of training."""
+    del inputs
+    drawn = dict(config.phantom)
+    drawn["amplitude"] = tuple(drawn["amplitude"])
+    settings = phantom.PhantomConfig(**drawn)
+    random = np.random.default_rng(config.seed)
+    parts = phantom.make(settings, dict(config.counts), random)
+    for name, part in parts.items():
+        arrays = part.arrays()
+        if config.labels == "shuffled" and name != "test":
+            arrays["labels"] = random.permutation(arrays["labels"])
+        elif config.labels not in ("true", "shuffled"):
+            raise ValueError(f"labels {config.labels!r}; known: true, shuffled")
+        storage.save_arrays(out / f"{name}.safetensors", arrays)
+
+
+def train_classifier(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: the classifier, then frozen; its accuracy on the test images."""
+    (folder,) = inputs.values()
+    data = load(folder, "train")
+    net = make_classifier(config.net)
+    c = config.classifier
+    recipe = classifier.Recipe(c.num_steps, c.learning_rate, c.weight_decay, c.shift)
+    state = classifier.init(net, recipe, jnp.asarray(data["images"][:2]), _key(config, "init"))
+    writer = Writer(out)
+    state = fit(
+        state, classifier.make_train_step(net, recipe), _batches(data, c.batch_size, config.seed),
+        num_steps=c.num_steps, key=jax.random.key(config.seed), writer=writer,
+        log_every=c.log_every, name="classifier")
+    writer.close()
+    storage.save_tree(out / "classifier.safetensors", state.variables())
+    report = {}
+    for part in ("validation", "test"):
+        found = load(folder, part)
+        logits = classifier.predict(net, state.variables(), found["images"])
+        report[f"{part}_accuracy"] = float(np.mean(logits.argmax(-1) == found["labels"]))
+        report[f"{part}_margin_deviation"] = float(np.std(logits[:, 1] - logits[:, 0]))
+    storage.save_json(out / "classifier.json", report)
+
+
+def train_generator(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: generator, discriminator and encoder against the frozen classifier."""
+    folder, judge = inputs.values()
+    data = load(folder, "train")
+    nets = make_nets(config.net)
+    frozen = _tree(judge / "classifier.safetensors")
+    deviation = storage.load_json(judge / "classifier.json")["validation_margin_deviation"]
+    chosen = dict(config.objective)
+    if not chosen["temperature"]:  # half the spread of the margins: feedback of order 1
+        chosen["temperature"] = max(deviation / 2, 0.1)
+    objective = losses.Objective(**chosen)
+    c = config.gan
+    recipe = train.Recipe(c.learning_rate, c.discriminator_rate, c.ema_decay)
+    if not objective.encodes:
+        nets = train.Nets(nets.generator, nets.discriminator, nets.classifier, None, nets.latent)
+    state = train.init(
+        nets, recipe, frozen, jnp.asarray(data["images"][:2]), _key(config, "init"))
+    writer = Writer(out)
+    with closing(Checkpointer(out / "checkpoints", keep=1)) as checkpointer:
+        state = fit(
+            state, train.make_train_step(nets, objective),
+            _batches(data, c.batch_size, config.seed), num_steps=c.num_steps,
+            key=jax.random.key(config.seed), writer=writer, log_every=c.log_every, name="gan",
+            checkpointer=checkpointer, checkpoint_every=c.checkpoint_every)
+    writer.close()
+    tree: dict[str, Any] = {"generator": state.generator_variables()}
+    if objective.encodes:
+        tree["encoder"] = state.encoder_variables()
+    storage.save_tree(out / "generator.safetensors", tree,
+                      {"temperature": objective.temperature, "encodes": objective.encodes})
+
+
+def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: inverts test images with a lesion, draws their maps and measures them."""
+    folder, judge, gan = inputs.values()
+    nets = make_nets(config.net)
+    frozen = _tree(judge / "classifier.safetensors")
+    made = _tree(gan / "generator.safetensors")
+    _, header = storage.load_arrays(gan / "generator.safetensors")
+    test, training = load(folder, "test"), load(folder, "train")
+    logits = classifier.predict(nets.classifier, frozen, test["images"])
+    margins = logits[:, 1] - logits[:, 0]
+    rows = choose(test["masks"], margins, config.explain.images)
+    images, masks = test["images"][rows], test["masks"][rows]
+
+    codes = find_codes(config, nets, frozen, made, header, images)
+    found = maps.explain(
+        nets, frozen, made["generator"], images, (codes.z1, codes.z2), _key(config, "smooth"),
+        config.explain.points)
+    random = np.random.default_rng(config.seed)
+    lesions = training["masks"][training["masks"].any(axis=(1, 2))]
+    every = {**found.maps, **maps.references(images, test["healthy"][rows], lesions, random)}
+    scores = evaluate.localisation(every, masks, images, nets, frozen)
+    marker = np.broadcast_to(phantom.corner(images.shape[1]), masks.shape)
+    for name, values in every.items():
+        scores[name]["marker"] = localise.pointing(values, marker, tolerance=1)
+
+    generated = evaluate.disentanglement(
+        nets, frozen, made["generator"], _key(config, "disentanglement"), config.explain.samples)
+    negatives = test["images"][margins <= 0]
+    if len(negatives) < 2:
+        negatives = test["healthy"]
+    checks = evaluate.guards(generated, negatives, images, found.positive, found.margins)
+    kept = evaluate.preservation(found.positive, found.negative, test["healthy"][rows], masks)
+    path = interpolation(nets, frozen, made["generator"], codes, 11, config.explain.shown)
+    sick = train.sample_codes(
+        _key(config, "samples"), jnp.ones(config.explain.shown, jnp.int32), nets.latent)
+    arrays = {
+        "images": images, "healthy": test["healthy"][rows], "masks": masks,
+        "positive": found.positive, "negative": found.negative, "margins": found.margins,
+        "real_negative": negatives[: config.explain.shown],
+        "sample_negative": _draw(nets, made, sick[0], jnp.zeros_like(sick[1])),
+        "sample_positive": _draw(nets, made, *sick),
+        "path_images": path[0], "path_scores": path[1],
+        **{f"map.{name}": values.astype(np.float32) for name, values in every.items()},
+        **{f"score.{name}.{metric}": values for name, table in scores.items()
+           for metric, values in table.items()},
+    }
+    storage.save_arrays(out / "explained.safetensors", arrays)
+    right = int(np.sum(margins[rows] > 0))
+    storage.save_json(out / "guards.json", {
+        **checks, **kept, "images": len(rows), "called_positive": right,
+        "failed": evaluate.failed(checks)})
+
+
+def choose(masks: np.ndarray, margins: np.ndarray, count: int) -> np.ndarray:
+    """Rows of images with a lesion, those that the classifier calls positive first."""
+    rows = np.flatnonzero(masks.any(axis=(1, 2)))
+    rows = rows[np.argsort(margins[rows] <= 0, kind="stable")]
+    if len(rows) < count:
+        raise ValueError(f"{len(rows)} test images have a lesion, {count} are to be explained")
+    return rows[:count]
+
+
+def find_codes(
+    config: ConfigDict, nets: train.Nets, frozen: Any, made: Any, header: Any, images: np.ndarray
+) -> invert.Codes:
+    """Codes of the images: from the encoder where there is one, then by optimisation."""
+    c = config.invert
+    recipe = invert.Recipe(c.num_steps, c.learning_rate, c.pixels, c.class_weight, c.prior,
+                           header["temperature"])
+    target = jnp.asarray(images)
+    keys = jax.random.split(_key(config, "invert"), c.restarts)
+    starts = [invert.published_start(key, len(images), nets.latent) for key in keys]
+    if header["encodes"]:
+        assert nets.encoder is not None
+        mean, _ = jax.jit(nets.encoder.apply)(made["encoder"], target)
+        first = invert.Codes(mean[:, : nets.latent[0]], mean[:, nets.latent[0] :], starts[0].loss)
+        # Further restarts keep the anatomy and draw another pathology.
+        starts = [first, *(s._replace(z1=first.z1) for s in starts[1:])]
+    start = jax.tree.map(lambda *parts: jnp.concatenate(parts), *starts)
+
+    @jax.jit
+    def run(generator: Any, judge: Any, target: jax.Array, start: invert.Codes) -> invert.Codes:
+        return invert.invert(
+            lambda a, b: nets.generator.apply(generator, a, b),
+            lambda x: losses.margin(nets.classifier.apply(judge, x)), target, start, recipe)
+
+    return run(made["generator"], frozen, target, start)
+
+
+def interpolation(
+    nets: train.Nets, frozen: Any, generator: Any, codes: invert.Codes, points: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[points, count, ...]`` and probabilities from G(z1, 0) to G(z1, z2)."""
+
+    @jax.jit
+    def run(judge: Any, made: Any, negative: jax.Array, positive: jax.Array) -> latent.Path:
+        return latent.interpolate(
+            lambda x: losses.margin(nets.classifier.apply(judge, x)),
+            lambda z: nets.generator.apply(made, z[:, : nets.latent[0]], z[:, nets.latent[0] :]),
+            negative, positive, points)
+
+    positive = jnp.concatenate([codes.z1, codes.z2], -1)[:count]
+    negative = jnp.concatenate([codes.z1, jnp.zeros_like(codes.z2)], -1)[:count]
+    path = run(frozen, generator, negative, positive)
+    return np.asarray(path.images), np.asarray(jax.nn.sigmoid(path.scores))
+
+
+def make_classifier(net: ConfigDict) -> Any:
+    """The classifier of ``config.net``."""
+    if net.kind == "paper":
+        return models.BrainClassifier()
+    return models.Classifier(tuple(net.classifier))
+
+
+def make_nets(net: ConfigDict) -> train.Nets:
+    """The networks of ``config.net``; `kind` is "small" or "paper"."""
+    latent = (net.latent[0], net.latent[1])
+    widths, judge = tuple(net.generator), tuple(net.discriminator)
+    if net.kind == "paper":
+        return train.Nets(
+            models.PaperGenerator(widths, net.channels), models.PaperDiscriminator(),
+            make_classifier(net), None, latent)
+    if net.kind != "small":
+        raise ValueError(f"config.net.kind {net.kind!r}; known: small, paper")
+    return train.Nets(
+        models.Generator(net.size, widths, net.channels), models.Discriminator(judge),
+        make_classifier(net), models.Encoder(latent, judge), latent)
+
+
+def load(folder: Path, part: str) -> Arrays:
+    """Phantoms of one part, as stage `draw` left them."""
+    return storage.load_arrays(folder / f"{part}.safetensors")[0]
+
+
+def _tree(path: Path) -> Any:
+    return jax.tree.map(jnp.asarray, storage.load_tree(path))
+
+
+def _draw(nets: train.Nets, made: Any, z1: jax.Array, z2: jax.Array) -> np.ndarray:
+    return np.asarray(jax.jit(nets.generator.apply)(made["generator"], z1, z2))
+
+
+def _key(config: ConfigDict, name: str) -> jax.Array:
+    return rng.stream(jax.random.key(config.seed), name)
+
+
+def _batches(data: Arrays, size: int, seed: int) -> Any:
+    """``step -> batch``: rows drawn with replacement, from the step's number alone."""
+
+    def batch(step: int) -> Arrays:
+        rows = np.random.default_rng((seed, step)).integers(len(data["labels"]), size=size)
+        return {"image": data["images"][rows], "label": data["labels"][rows]}
+
+    return batch

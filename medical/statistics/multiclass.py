@@ -1,0 +1,139 @@
+"""Area under the ROC curve for several classes, and paired bootstrap of any statistic.
+
+One-against-one: Hand and Till, "A Simple Generalisation of the Area under the ROC Curve for
+Multiple Class Classification Problems", Machine Learning 2001. DeLong's variance does not exist for
+these averages, so models are compared by resampling cases.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from medical.statistics.checks import SingleClassError, class_labels, finite
+
+Statistic = Callable[[np.ndarray, np.ndarray], float]
+
+
+class Difference(NamedTuple):
+    """Paired difference of a statistic between two models.
+
+    Attributes:
+      estimate: first minus second on all cases.
+      low: lower end of the interval.
+      high: upper end.
+      p: two-sided, from the share of resamples on the other side of 0 (at least 1 / resamples).
+      dropped: resamples in which the statistic was undefined (a class was missing).
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    dropped: int
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area for one pair of classes: P(score of a positive > score of a negative), ties a half.
+
+    Args:
+      labels: boolean or 0/1 ``[n]``.
+      scores: ``[n]``.
+    """
+    positive = np.asarray(labels) == 1
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        raise SingleClassError(f"{m} positives and {n} negatives: the area is undefined")
+    ranks = stats.rankdata(scores)
+    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def multiclass_auc(
+    labels: np.ndarray, scores: np.ndarray, scheme: str = "ovo", weighted: bool = True
+) -> float:
+    """Average area over classes or pairs of classes.
+
+    Args:
+      labels: ``[n]`` in ``0 .. classes - 1``; every class must occur.
+      scores: probabilities ``[n, classes]``.
+      scheme: "ovr" (each class against the rest) or "ovo" (pairs; of each the mean of both
+        directions).
+      weighted: by prevalence (of the class, or of the pair), else plain means.
+    """
+    scores = finite(scores, "scores")
+    if scores.ndim != 2:
+        raise ValueError(f"scores need shape [n, classes], got {scores.shape}")
+    labels = class_labels(labels, scores.shape[1])
+    if len(labels) != len(scores):
+        raise ValueError(f"{len(labels)} labels for {len(scores)} rows of scores")
+    classes = scores.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    if (counts == 0).any():
+        raise SingleClassError(f"class {int(np.argmin(counts))} does not occur in the sample")
+    if scheme == "ovr":
+        values = [auc(labels == c, scores[:, c]) for c in range(classes)]
+        weights = counts.astype(float)
+    elif scheme == "ovo":
+        values, pairs = [], []
+        for a in range(classes):
+            for b in range(a + 1, classes):
+                keep = (labels == a) | (labels == b)
+                one = auc(labels[keep] == a, scores[keep, a])
+                other = auc(labels[keep] == b, scores[keep, b])
+                values.append((one + other) / 2)
+                pairs.append(float(keep.sum()))
+        weights = np.array(pairs)
+    else:
+        raise ValueError(f"unknown scheme {scheme!r}; known: ovo, ovr")
+    return float(np.average(values, weights=weights if weighted else None))
+
+
+def paired_bootstrap(
+    statistic: Statistic,
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+    groups: np.ndarray | None = None,
+) -> Difference:
+    """Percentile interval of ``statistic(labels, first) - statistic(labels, second)``.
+
+    Both models see the same resample of cases, so their correlation is kept.
+
+    Args:
+      statistic: of labels ``[n]`` and scores ``[n, ...]``; may raise SingleClassError.
+      labels: ``[n]``.
+      first: scores of one model, ``[n, ...]``; `second` likewise.
+      rng: source of the resamples.
+      resamples: number of them.
+      level: of the interval.
+      groups: ``[n]``, for example patients; whole groups are resampled. None: single cases.
+
+    Raises:
+      SingleClassError: the statistic is undefined on all cases, or on more than a tenth of the
+        resamples.
+    """
+    labels, first, second = np.asarray(labels), np.asarray(first), np.asarray(second)
+    if not len(labels) == len(first) == len(second):
+        raise ValueError(f"{len(labels)} labels, {len(first)} and {len(second)} scores")
+    estimate = statistic(labels, first) - statistic(labels, second)
+    names = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    values, dropped = [], 0
+    for _ in range(resamples):
+        chosen = rng.integers(len(members), size=len(members))
+        rows = chosen if groups is None else np.concatenate([members[i] for i in chosen])
+        try:
+            values.append(statistic(labels[rows], first[rows])
+                          - statistic(labels[rows], second[rows]))
+        except SingleClassError:
+            dropped += 1
+    if dropped > resamples / 10:
+        raise SingleClassError(f"a class is missing in {dropped} of {resamples} resamples")
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    beyond = min(np.mean(np.less_equal(values, 0)), np.mean(np.greater_equal(values, 0)))
+    p = min(1.0, max(2 * float(beyond), 1 / resamples))
+    return Difference(float(estimate), float(low), float(high), p, dropped)
