@@ -1,0 +1,32 @@
+"""The stages of BKinD-3D: recording, volume, training, baseline, measures, report."""
+
+import functools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from common import distributed
+from common.stages import Pipeline
+from keypoints import build, measure, report
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stages of `configs/keypoints.py` in `workdir`; finished ones are skipped."""
+    stages = Pipeline(workdir)
+    alone = functools.partial(stages.stage, everywhere=False)
+    alone("record", build.record, ConfigDict({"data": config.data, "seed": config.seed}))
+    alone("volume", build.find_volume, config.volume, ("record",))
+    training = {name: config[name] for name in ("model", "train", "split", "mesh", "seed")}
+    rig = ("record", "volume")
+    stages.stage("train", build.fit, ConfigDict({**training, "lifting": "volume"}), rig)
+    needs: tuple[str, ...] = (*rig, "train")
+    if config.baseline.num_steps:
+        flat = ConfigDict({**training, "lifting": "triangulation"})
+        flat.train = ConfigDict({**config.train, "num_steps": config.baseline.num_steps})
+        stages.stage("baseline", build.fit, flat, rig)
+        needs = (*needs, "baseline")
+    evaluation = ConfigDict({"split": config.split, **config.evaluate})
+    alone("measure", measure.measure, evaluation, needs)
+    alone("report", report.report, ConfigDict({"split": config.split}), (*rig, "train", "measure"))
+    if distributed.is_main():
+        print(f"report: {report.publish(workdir)}")

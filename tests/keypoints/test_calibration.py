@@ -1,0 +1,139 @@
+"""Calibration files: round trips, other tools' conventions, damaged files."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from keypoints import calibration as lib
+from keypoints import cameras
+from tests.keypoints.rigs import ring
+
+LENS = (-0.2, 0.1, 0.001, -0.002, 0.01)
+POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3))
+
+
+@pytest.fixture(scope="module")
+def rig():
+    own = ring(3, size=(640, 480), focal=500.0, lens=LENS)
+    return lib.Calibration(("left one", "top", 'q"uote'), own)
+
+
+def same(a, b, atol=1e-9):
+    assert a.names == b.names
+    for name in ("matrix", "distortion", "rotation", "translation", "size", "fisheye"):
+        np.testing.assert_allclose(
+            getattr(a.cameras, name), getattr(b.cameras, name), atol=atol, err_msg=name)
+
+
+def test_toml_round_trip(rig, tmp_path):
+    lenses = rig.cameras.distortion.copy()
+    lenses[1, 4] = 0.0  # a fisheye lens has four
+    bent = rig.cameras.replace(fisheye=np.array([False, True, False]), distortion=lenses)
+    given = lib.Calibration(rig.names, bent)
+    lib.write_toml(tmp_path / "calibration.toml", given)
+    same(lib.read(tmp_path / "calibration.toml"), given)
+
+
+def test_toml_of_pose2sim_has_four_coefficients(tmp_path):
+    text = """
+[cam01]
+name = "cam01"
+size = [ 1088.0, 1920.0,]
+matrix = [ [ 1681.2, 0.0, 532.9,], [ 0.0, 1681.0, 948.1,], [ 0.0, 0.0, 1.0,],]
+distortions = [ -0.0007, 0.002, 0.0, 0.0,]
+rotation = [ 1.0, -0.5, 0.3,]
+translation = [ 0.1, 0.2, 4.0,]
+fisheye = false
+[metadata]
+adjusted = false
+error = 0.0
+"""
+    (tmp_path / "c.toml").write_text(text)
+    found = lib.read(tmp_path / "c.toml")
+    assert found.names == ("cam01",)
+    np.testing.assert_allclose(found.cameras.distortion[0], [-0.0007, 0.002, 0, 0, 0])
+    np.testing.assert_allclose(
+        found.cameras.rotation[0], Rotation.from_rotvec([1, -0.5, 0.3]).as_matrix())
+
+
+def test_dannce_round_trip_and_row_vectors(rig, tmp_path):
+    path = tmp_path / "label3d_dannce.mat"
+    lib.write_dannce(path, rig)
+    same(lib.read_dannce(path, (640, 480)), rig)
+    import scipy.io
+
+    entry = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["params"][1]
+    row = POINTS[0] @ entry.r + entry.t  # DANNCE: x_cam = x r + t
+    flat = (row / row[2]) @ entry.K  # without the lens
+    pinhole = rig.cameras.replace(distortion=np.zeros((3, 5)))
+    np.testing.assert_allclose(
+        flat[:2], cameras.project(pinhole, POINTS[:1])[0][1, 0], rtol=1e-5)
+
+
+def test_jarvis_folder(rig, tmp_path):
+    def matrix(name, value):
+        rows, columns = value.shape
+        data = ", ".join(f"{v:.17g}" for v in value.ravel())
+        return (f"{name}: !!opencv-matrix\n   rows: {rows}\n   cols: {columns}\n   dt: d\n"
+                f"   data: [ {data} ]\n")
+
+    names = ("a", "b", "c")
+    for index, name in enumerate(names):
+        camera = rig.cameras[index]
+        text = "%YAML:1.0\n---\n" + matrix("intrinsicMatrix", camera.matrix.T)
+        text += matrix("distortionCoefficients", camera.distortion[None])
+        text += matrix("R", camera.rotation.T) + matrix("T", camera.translation[:, None])
+        (tmp_path / f"{name}.yaml").write_text(text)
+    same(lib.read(tmp_path), lib.Calibration(names, rig.cameras), atol=1e-9)
+
+
+def test_qualisys_conventions(rig, tmp_path):
+    """A file written by the format's definition: 1/64 pixels, rotation by columns, y up, z back."""
+    tags = []
+    for index, name in enumerate(("s1", "s2", "s3")):
+        camera = rig.cameras[index]
+        to_world = (np.diag([1.0, -1.0, -1.0]) @ camera.rotation).T
+        centre = -camera.rotation.T @ camera.translation
+        turn = " ".join(
+            f'r{i + 1}{j + 1}="{to_world[j, i]:.17g}"' for i in range(3) for j in range(3))
+        k, m = camera.distortion * 64, camera.matrix * 64
+        tags.append(
+            f'<camera serial="{name}"><fov_video left="0" top="0" right="639" bottom="479"/>'
+            f'<transform x="{centre[0]}" y="{centre[1]}" z="{centre[2]}" {turn}/>'
+            f'<intrinsic focalLengthU="{m[0, 0]}" focalLengthV="{m[1, 1]}" centerPointU="{m[0, 2]}"'
+            f' centerPointV="{m[1, 2]}" skew="0" radialDistortion1="{k[0]}"'
+            f' radialDistortion2="{k[1]}" radialDistortion3="{k[4]}"'
+            f' tangentalDistortion1="{k[2]}" tangentalDistortion2="{k[3]}"/></camera>')
+    path = tmp_path / "Calib.qca.txt"
+    path.write_text("<calibration><cameras>" + "".join(tags) + "</cameras></calibration>")
+    same(lib.read(path), lib.Calibration(("s1", "s2", "s3"), rig.cameras), atol=1e-9)
+
+
+def test_selection_keeps_the_asked_order(rig):
+    found = rig.select(["top", "left one"])
+    np.testing.assert_array_equal(found.cameras.matrix, rig.cameras.matrix[[1, 0]])
+    with pytest.raises(lib.CalibrationError, match="no camera 'side'"):
+        rig.select(["side"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "[cam_0]\nmatrix = [[1,0,0],[0,1,0],[0,0,1]]", "lacks distortions, rotation"),
+        ("a.toml", "[metadata]\nerror = 1", "has no cameras"),
+        ("a.toml", "[[[", "not valid TOML"),
+        ("a.qca.txt", "<calibration", "not valid XML"),
+        ("a.mat", "nothing", "cannot be read"),
+        ("a.json", "{}", "unknown kind"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(lib.CalibrationError, match=message) as caught:
+        lib.read(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no calibration"):
+        lib.read(tmp_path / "none.toml")

@@ -1,0 +1,118 @@
+"""The whole network: symmetries of its input, one compilation, parity of its parts."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from keypoints import cameras as cameras_lib
+from keypoints import data, models, volume
+from keypoints.models import KeypointNet
+from keypoints.norms import GroupNorm
+from tests.keypoints.small import CONFIG, cube, recording
+
+
+@pytest.fixture(scope="module")
+def scene():
+    own = recording()
+    rig = data.on_device(cube().cameras(own.calibration.cameras))
+    model = KeypointNet(CONFIG)
+    params = models.init(model, jax.random.key(0), (32, 32), rig)
+    images = jnp.asarray(own.images[:3], jnp.float32) / 255
+
+    @jax.jit
+    @chex.assert_max_traces(2)  # three views, and two
+    def run(images, cameras, present):
+        return model.apply({"params": params}, images, cameras, present, method="keypoints")
+
+    return own, rig, model, params, images, run
+
+
+def test_views_may_come_in_any_order(scene):
+    _, rig, _, _, images, run = scene
+    order = np.array([2, 0, 1])
+    one = run(images, rig, jnp.ones((3, 3)))
+    two = run(images[:, order], rig[order], jnp.ones((3, 3)))
+    chex.assert_trees_all_close(one, two, atol=2e-5)
+    assert (np.asarray(one.confidence) > 0).all()
+    assert (np.linalg.eigvalsh(one.covariance) > -1e-5).all()
+
+
+def test_a_missing_view_is_a_smaller_rig_and_degrades_only(scene):
+    _, rig, _, _, images, run = scene
+    present = jnp.ones((3, 3)).at[:, 2].set(0.0)
+    hidden = run(images, rig, present)
+    smaller = run(images[:, :2], rig[:2], jnp.ones((3, 2)))
+    chex.assert_trees_all_close(hidden, smaller, atol=2e-5)
+    assert np.isfinite(hidden.points).all()
+
+
+def test_frames_do_not_depend_on_their_batch(scene):
+    _, rig, _, _, images, run = scene
+    other = images.at[1:].set(0.5)
+    np.testing.assert_allclose(
+        run(images, rig, jnp.ones((3, 3))).points[0],
+        run(other, rig, jnp.ones((3, 3))).points[0], atol=1e-6)
+
+
+def test_units_and_pose_of_the_world_do_not_matter(scene):
+    own, rig, _, _, images, run = scene
+    turn = Rotation.from_rotvec([0.5, -0.4, 1.0]).as_matrix()
+    shift = np.array([300.0, -100.0, 50.0])
+    moved = cameras_lib.transform(own.calibration.cameras, turn, shift, 1000.0)
+    base = cube()
+    other = volume.Volume(
+        1000.0 * turn @ base.centre + shift, 1000.0 * base.side, base.rotation @ turn.T)
+    as_numpy = jax.tree.map(np.asarray, moved)
+    far = data.on_device(other.cameras(as_numpy))
+    one = run(images, rig, jnp.ones((3, 3))).points
+    two = run(images, far, jnp.ones((3, 3))).points
+    np.testing.assert_allclose(one, two, atol=2e-4)
+    np.testing.assert_allclose(
+        other.to_world(two), 1000.0 * base.to_world(one) @ turn.T + shift, atol=0.3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(lifting="triangulation"), dict(aggregation="confidence")],
+)
+def test_variants_give_finite_gradients(scene, change):
+    _, rig, _, _, images, _ = scene
+    model = KeypointNet(dataclasses.replace(CONFIG, **change))
+    params = models.init(model, jax.random.key(0), (32, 32), rig)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        one, two, changed = model.apply(
+            {"params": params}, images[:2], images[1:], rig, jnp.ones((2, 3)))
+        return jnp.sum(one.points) + jnp.sum(two.confidence) + jnp.sum(jnp.square(changed))
+
+    norms = jax.tree.map(lambda g: float(jnp.abs(g).max()), gradient(params))
+    assert all(np.isfinite(n) for n in jax.tree.leaves(norms))
+    assert norms["skeleton"] > 0
+
+
+def test_group_norm_equals_flax():
+    import flax.linen as nn
+
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6, 16)) * 3 + 2
+    reference = nn.GroupNorm(num_groups=2, epsilon=1e-5)
+    params = reference.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda p: p + 0.3, params)
+    np.testing.assert_allclose(
+        GroupNorm(8).apply(params, x), reference.apply(params, x), atol=2e-5)
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="both must divide by 8"):
+        CONFIG.check_images(36, 32)
+    with pytest.raises(ValueError, match="unknown lifting"):
+        dataclasses.replace(CONFIG, lifting="magic")
+    with pytest.raises(ValueError, match="do not fit"):
+        dataclasses.replace(CONFIG, sigmas=(0.1,))
+    assert CONFIG.change_stride == 2
