@@ -29,6 +29,7 @@ def setting():
     return params, batch, step
 
 
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
 def test_reconstruction_falls_and_lengths_are_kept(setting):
     params, batch, step = setting
     state = train.init_state(params, RECIPE)
@@ -54,6 +55,7 @@ def test_views_are_hidden_and_two_stay():
     np.testing.assert_array_equal(train.hide_views(jax.random.key(0), present, 0.0), present)
 
 
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
 def test_rotation_and_perceptual_terms_enter(setting):
     params, batch, _ = setting
     own = recording(frames=24)

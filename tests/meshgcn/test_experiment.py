@@ -12,9 +12,6 @@ from common.storage import load_arrays, load_json
 from meshgcn import context, experiment
 from tests.meshgcn import small
 
-# Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = "configs/meshgcn.py"
 
 
