@@ -149,7 +149,8 @@ def read_qualisys(path: Path) -> Calibration:
 
     Intrinsics and lens coefficients are in 1/64 pixel units, rotations are written by columns, and
     the camera looks along its negative z axis with y up. Cameras without a video image (markers
-    only) are left out. Decoding checked by a visual hull of real video (tests and README).
+    only) are left out. The decoding follows Pose2Sim's reader; it is tested on files written by the
+    same definition only, not yet on real video.
     """
     path = pathlib.Path(path)
     try:
