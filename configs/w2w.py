@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prompts = ConfigDict(dict(instance="sks person", class_="person"))
     config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
     config.lora = ConfigDict(dict(rank=1, alpha=1.0))
-    config.faces = ConfigDict(dict(image_size=64, celeba=999, models=240, frames=10))
+    config.faces = ConfigDict(dict(image_size=64, celeba=999, models=200, frames=10))
     config.adapter = ConfigDict(
         dict(
             num_steps=60,
@@ -42,13 +42,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unconstrained = config.adapter.copy_and_resolve_references()
     config.unconstrained.num_steps = 100
     config.space = ConfigDict(
-        dict(components=239, counts=(15, 30, 60, 120, 200), reconstruction_ks=(10, 14))
+        dict(components=199, counts=(20, 40, 80, 160), reconstruction_ks=(10, 19))
     )
     config.inversion = ConfigDict(
         dict(num_steps=100, batch=4, learning_rate=0.2, prior=0.0, time_mean=0.3, time_std=1.0)
     )
     config.invert = ConfigDict(
-        dict(split="test", people=10, counts=(15, 30, 60, 120))
+        dict(split="test", people=10, counts=(25, 50, 100))
     )
     config.portraits = ConfigDict(dict(images=6))
     config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0, components=60))

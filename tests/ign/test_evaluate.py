@@ -8,6 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from ign import classifier, corruptions, evaluate, models, noise, probe, project
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NET = models.NetConfig(width=8, latent=8)
 
 

@@ -19,7 +19,7 @@ diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests (
 peft = pytest.importorskip("peft", reason="the oracle of these tests (extra: test)")
 from tests.parity import tiny_diffusion as tiny  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 TIMES = np.array([17, 901], np.int32)
 CONFIG = lora.LoraConfig(rank=1, alpha=27.0)
 

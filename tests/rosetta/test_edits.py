@@ -13,7 +13,8 @@ from rosetta.units import Layout
 from rosetta.zoo import shipped
 from tests.rosetta import toy
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 random = np.random.default_rng(0)
 

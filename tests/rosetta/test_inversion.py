@@ -12,7 +12,8 @@ from rosetta.zoo.tapped import Generator
 from tests.rosetta import toy
 from tests.rosetta.maps import enlarge
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 random = np.random.default_rng(0)
 

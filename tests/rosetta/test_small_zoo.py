@@ -8,7 +8,8 @@ import pytest
 from rosetta import supervision, train
 from rosetta.zoo import small
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 random = np.random.default_rng(0)
 

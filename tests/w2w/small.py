@@ -23,15 +23,17 @@ SCHEDULE = losses.NoiseSchedule(0.0, 1.0)
 
 
 def params(seed: int = 0) -> dict:
-    """Random parameters; output layers and biases are not zero."""
-    tree = jax.jit(MODEL.init)(jax.random.key(seed))
-    leaves, definition = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(definition, moved)
+    """Random parameters without compiling an initialiser; none is zero, output layers neither."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        values = random.normal(size=leaf.shape)
+        if leaf.ndim > 1:
+            return jnp.asarray(values / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+        return jnp.asarray((name in ("scale", "std")) + 0.05 * values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(MODEL.init, jax.random.key(0)))
 
 
 def shared(tree: dict) -> train.Shared:

@@ -10,7 +10,8 @@ from common import sharding
 from tests.w2w import small
 from w2w import build, context, generate, train
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 CONFIG = ConfigDict(
     dict(

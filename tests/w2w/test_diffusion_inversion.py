@@ -18,7 +18,8 @@ from w2w import components, lora, subspace
 from w2w.diffusion import inversion
 from w2w.diffusion.inversion import Photographs, Problem, Recipe, Shared
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 K = 3
 
 

@@ -8,7 +8,8 @@ import pytest
 from tests.w2w import small
 from w2w import inversion, subspace
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from w2w.diffusion import inversion, objectives, sampling
 from w2w.diffusion.inversion import Photographs, Problem, Recipe, Shared
 from w2w.diffusion.schedulers import DDIM
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 MODELS, PEOPLE, VIEWS, NOISE, ATTRIBUTES = 40, 8, 10, 0.5, 3
 
 

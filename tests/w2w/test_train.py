@@ -8,7 +8,8 @@ import pytest
 from tests.w2w import small
 from w2w import losses, train
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
+# optax.adam: 1 - decay**count
+pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_people_share_their_noise(setting):
         states, values = step(states, same, jax.random.key(2), shared)
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
     for leaf in jax.tree.leaves(states.params):
-        np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-6)
+        np.testing.assert_allclose(leaf[0], leaf[1], atol=1e-4)  # of steps of 1e-2
 
 
 def test_the_moving_average_is_the_adapter(setting):
