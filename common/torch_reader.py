@@ -22,7 +22,7 @@ from common import restricted_pickle
 from common.restricted_pickle import PickleError, RefusedGlobal
 from common.torch_tensors import ALLOWED, Storage, builder, reference
 
-__all__ = ["PickleError", "RefusedGlobal", "read"]
+__all__ = ["PickleError", "RefusedGlobal", "read", "read_bytes"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -49,22 +49,42 @@ def read(path: str | os.PathLike[str], mmap: bool = False) -> Any:
             members; the message names the file and the key.
     """
     with open(path, "rb") as file:
-        try:
-            return _read(file, mmap)
-        except PickleError as error:
-            raise restricted_pickle.error_of(path, error) from error
-        except (
-            zipfile.BadZipFile,
-            tarfile.TarError,
-            zlib.error,
-            struct.error,
-            EOFError,
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:
-            # All that zipfile, tarfile and the decompressors raise for damaged or encrypted files.
-            raise PickleError(f"{path}: damaged file: {type(error).__name__}: {error}") from error
+        return _checked(file, mmap, path)
+
+
+def read_bytes(data: bytes, name: str = "bytes") -> Any:
+    """Reads a checkpoint that is in memory, such as a tensor's own state inside another pickle.
+
+    Args:
+        data: what `read` would find in a file.
+        name: what messages call it.
+
+    Returns:
+        As `read`.
+
+    Raises:
+        RefusedGlobal, PickleError: as `read`.
+    """
+    return _checked(io.BytesIO(data), False, name)
+
+
+def _checked(file: IO[bytes], mapped: bool, name: str | os.PathLike[str]) -> Any:
+    try:
+        return _read(file, mapped)
+    except PickleError as error:
+        raise restricted_pickle.error_of(name, error) from error
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        # All that zipfile, tarfile and the decompressors raise for damaged or encrypted files.
+        raise PickleError(f"{name}: damaged file: {type(error).__name__}: {error}") from error
 
 
 def _read(file: IO[bytes], mapped: bool) -> Any:

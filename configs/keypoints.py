@@ -82,6 +82,9 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.baseline = ConfigDict(dict(num_steps=600))  # 2-D heat maps + triangulation; 0: left out
+    config.supervised = ConfigDict(  # the same network on true joints; 0: left out
+        dict(num_steps=600, batch_size=8, learning_rate=2e-3, warmup=30, log_every=20)
+    )
     config.evaluate = ConfigDict(dict(by_views=True))
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))
     config.quick_compile = variant == "smoke"
@@ -105,15 +108,18 @@ _CHANGES: dict[str, dict] = {
             length_ramp=2,
         ),
         baseline=dict(num_steps=2),
+        supervised=dict(num_steps=2, batch_size=4, warmup=1, log_every=2),
         evaluate=dict(by_views=False),
     ),
     "rodent": dict(data=dict(source="rodent", subjects=4, frames=400)),
     "pose2sim": dict(
         data=dict(source="pose2sim", size=96, stride=1),
+        supervised=dict(num_steps=0),
         split=dict(test_subjects=0, later=0.25),
     ),
     "folder": dict(
-        data=dict(source="folder"), split=dict(test_subjects=0, later=0.2)
+        data=dict(source="folder"), split=dict(test_subjects=0, later=0.2),
+        supervised=dict(num_steps=0),
     ),
     "gpu": dict(
         data=dict(subjects=12, frames=600, size=128),
@@ -126,5 +132,6 @@ _CHANGES: dict[str, dict] = {
             length_ramp=1000, rotation_start=3000, checkpoint_every=1000,
         ),
         baseline=dict(num_steps=12_000),
+        supervised=dict(num_steps=6000, warmup=300),
     ),
 }  # fmt: skip

@@ -86,7 +86,8 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.trials = ConfigDict(dict(count=3, fractions=(0.6, 0.15, 0.25), at_once=1))
-    config.maps = ConfigDict(dict(plant="additive", effect=0.2, seeds=5, levels=(0, 1)))
+    # The first level is drawn and exported.
+    config.maps = ConfigDict(dict(plant="additive", effect=0.2, seeds=5, levels=(1, 0)))
     config.quick_compile = variant == "smoke"
     if variant == "smoke":
         config.update(_SMOKE)
@@ -104,7 +105,7 @@ _SMOKE = dict(
     perceptron=dict(hidden=(4,), train=dict(epochs=2, batch=8)),
     cohort=dict(plants=("additive",), effects=(0.4,), people=dict(subjects=40)),
     trials=dict(count=1),
-    maps=dict(seeds=1, levels=(0, 1)),
+    maps=dict(seeds=1, levels=(1, 0)),
 )
 _PAPER = dict(
     mesh=dict(template="fsaverage5"),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from common import distributed
 from common.stages import Pipeline
-from keypoints import build, measure, report
+from keypoints import build, measure, report, supervised
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -25,6 +25,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         flat.train = ConfigDict({**config.train, "num_steps": config.baseline.num_steps})
         stages.stage("baseline", build.fit, flat, rig)
         needs = (*needs, "baseline")
+    if config.supervised.num_steps:
+        names = ("model", "supervised", "split", "mesh", "seed")
+        settings = ConfigDict({name: config[name] for name in names})
+        stages.stage("supervised", supervised.fit, settings, rig)
+        needs = (*needs, "supervised")
     evaluation = ConfigDict({"split": config.split, **config.evaluate})
     alone("measure", measure.measure, evaluation, needs)
     alone("report", report.report, ConfigDict({"split": config.split}), (*rig, "train", "measure"))

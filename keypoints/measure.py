@@ -37,6 +37,14 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             flat = predict(other, weights, recording.images, cameras)
             name = "2-D heat maps + triangulation"
             results["errors"][name] = evaluate.errors(flat.points, recording, split)
+        if "supervised" in inputs:  # keypoints are joints: no regression
+            other, weights = build.load_model(inputs["supervised"] / "model.safetensors")
+            joints = cube.to_world(predict(other, weights, recording.images, cameras).points)
+            tests = {"later": split.later, "unseen": split.unseen}
+            results["errors"]["supervised, same network (upper bound)"] = {
+                name: regression.errors(joints[frames], recording.joints[frames])
+                for name, frames in tests.items() if len(frames)
+            }
         results["controls"] = {
             "calibrations exchanged": evaluate.shuffled(model, params, recording, split, cameras)
         }

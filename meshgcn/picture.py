@@ -35,7 +35,7 @@ def report(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
     brain = context.template_of(config)
     shown = {
         f"HiResCAM,\nlevel {config.maps.levels[0]}": found[f"hirescam {config.maps.levels[0]}"],
-        f"Grad-CAM,\nlevel {config.maps.levels[-1]}": found[f"gradcam {config.maps.levels[-1]}"],
+        f"Grad-CAM,\nlevel {config.maps.levels[0]}": found[f"gradcam {config.maps.levels[0]}"],
         "random\nweights": found["hirescam random"],
         "ridge\nweights": found["ridge weights"],
         "t map": found["t map"],

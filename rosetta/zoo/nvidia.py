@@ -89,7 +89,7 @@ def read_generator(path: str | os.PathLike[str], key: str = "G_ema") -> dict[str
     def load_storage(data: Any) -> torch_tensors.Storage:
         if not isinstance(data, bytes):
             raise PickleError("a storage that is not bytes")
-        array = np.asarray(torch_reader._read(io.BytesIO(data), False))
+        array = np.asarray(torch_reader.read_bytes(data))
         name = str(len(storages))
         storages[name] = np.frombuffer(array.tobytes(), np.uint8)
         return torch_tensors.Storage(array.dtype, name, 0, array.size)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keypoints import data, models, train
+from keypoints import data, models, supervised, train
 from keypoints.models import KeypointNet
 from tests.keypoints.small import CONFIG, cube, recording
 
@@ -81,3 +81,22 @@ def test_targets_see_what_changed():
     target = np.asarray(train.targets(images, moved, 2, RECIPE))[0, 0]
     assert target.shape == (16, 16)
     assert target[4:8, 4:8].mean() > 0.3 and target[12:].max() < 1e-3
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
+def test_true_joints_are_learned(setting):
+    """The upper bound: distances fall, and nothing but the lifting network moves."""
+    own = recording(frames=24)
+    rig = data.on_device(cube().cameras(own.calibration.cameras))
+    model = KeypointNet(CONFIG)
+    params = setting[0]
+    joints = np.repeat(cube().from_world(own.joints), CONFIG.keypoints, axis=1).astype(np.float32)
+    batch = {"images": own.images[:8], "joints": joints[:8]}
+    step = jax.jit(supervised.make_train_step(model, rig))
+    state = supervised.init_state(params, 40, 4e-3, 3)
+    losses = []
+    for index in range(40):
+        state, metrics = step(state, batch, jax.random.key(index))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    np.testing.assert_array_equal(state.params["skeleton"], params["skeleton"])
