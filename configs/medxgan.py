@@ -5,8 +5,9 @@ Paper:    Dravid et al., "medXGAN: Visual Explanations for Medical Classifiers t
 Command:  python launch.py --config=configs/medxgan.py
 Cost and numbers: medical/README.md.
 Variants: smoke (CI), hard (faint lesions, noise, distractors), brain (slices of one head),
-          published (the small networks with the published losses: no encoder), paper (the
-          published network and schedule at 64 pixels, for an accelerator).
+          folder (your own images: --config.data.table=studies.csv), published (the small networks
+          with the published losses: no encoder), paper (the published network and schedule at 64
+          pixels, for an accelerator).
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.experiment = "medical.medxgan.experiment"
     config.seeds = (0, 1, 2)
     config.controls = ("shuffled", "shortcut")  # run for the first seed
+    config.data = ConfigDict(
+        dict(
+            table="",  # CSV of your own images, instead of phantoms; paths relative to it
+            file="file",  # columns
+            patient="patient",
+            label="label",
+            classes=(),  # two values of the label, negative first; (): as sorted
+            fractions=(0.6, 0.15, 0.25),  # of the patients: training, validation, test
+        )
+    )
     config.phantom = ConfigDict(
         dict(
             source="chest",  # or brain
@@ -97,6 +108,7 @@ _CHANGES: dict[str, dict] = {
         classifier=dict(num_steps=1500),
     ),
     "brain": dict(phantom=dict(source="brain")),
+    "folder": dict(controls=("shuffled",)),
     "published": dict(
         objective=dict(
             adversarial=1.0, class_weight=2.0, class_form="double_softmax", reconstruction=0.0,

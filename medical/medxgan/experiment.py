@@ -8,13 +8,15 @@ from ml_collections import ConfigDict
 from common import distributed
 from common.config import ConfigError
 from common.stages import Pipeline
-from medical.medxgan import measure, report, stages
+from medical.medxgan import cohort, measure, report, stages
 
 KINDS = ("true", "shuffled", "shortcut")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Runs the stages of ``configs/medxgan.py`` in ``workdir``; finished ones are skipped.
+    """Runs the stages of ``configs/medxgan.py`` and ``configs/latent_traversal.py`` in ``workdir``.
+
+    Finished stages are skipped.
 
     A case is a kind of labels and a seed: the true labels for each of ``config.seeds``, and for the
     first of them the controls: labels shuffled, and a corner mark on the positives.
@@ -26,18 +28,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise ConfigError(f"config.controls: {unknown.pop()!r} is unknown; known: {KINDS[1:]}")
     if config.net.kind == "paper" and config.objective.reconstruction:
         raise ConfigError("config.objective.reconstruction: the published network has no encoder")
+    if config.data.table and "shortcut" in config.controls:
+        raise ConfigError("config.controls: the mark of 'shortcut' is drawn into phantoms only")
+    if config.data.table and config.net.channels != 1:
+        raise ConfigError("config.net.channels: images of a table are grey, 1 channel")
     cases = [("true", seed) for seed in config.seeds]
     cases += [(kind, config.seeds[0]) for kind in config.controls]
     names = []
     for kind, seed in cases:
         settings = functools.partial(_settings, config, seed)
         case = f"{kind}-{seed}"
-        drawn = settings("phantom", "counts")
+        drawn = settings("data", "phantom", "counts")
+        drawn.net = ConfigDict({"size": config.net.size})
         drawn.labels = "shuffled" if kind == "shuffled" else "true"
         if kind == "shortcut":
             drawn.phantom.shortcut = 1.0
         data = f"data-{case}"
-        alone(data, stages.draw, drawn)
+        alone(data, cohort.draw, drawn)
         judge, gan, maps = f"classifier-{case}", f"generator-{case}", f"explain-{case}"
         alone(judge, stages.train_classifier, settings("net", "classifier"), (data,))
         network = settings("net", "objective", "gan")
@@ -49,10 +56,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         names.append(maps)
     judges = tuple(name.replace("explain-", "classifier-") for name in names)
     alone("measure", measure.measure, _settings(config, config.seeds[0]), (*names, *judges))
-    alone("report", report.report, ConfigDict({"source": config.phantom.source}),
-          (*names, "measure"))
+    alone("report", report.report, ConfigDict({"source": source_of(config)}), (*names, "measure"))
     if distributed.is_main():
         print(f"report: {report.publish(workdir)}")
+
+
+def source_of(config: ConfigDict) -> str:
+    """What the images are, for the report's first line."""
+    if config.data.table:
+        return f"Images of {Path(config.data.table).name}; where their lesions are is not known."
+    return f"{config.phantom.source} phantoms from real anatomy with a lesion of known place."
 
 
 def _settings(config: ConfigDict, seed: int, *names: str) -> ConfigDict:

@@ -75,19 +75,37 @@ def draw_explanations(found: Arrays, titles: dict[str, str], path: Path, count: 
                      title="Test images with a lesion, and what each map marks")
 
 
+def signed(values: np.ndarray, limit: float, factor: int) -> np.ndarray:
+    """A difference of images ``[h, w, c]``: red where positive, blue where negative."""
+    share = np.clip(enlarge(values.mean(axis=-1), factor) / max(limit, 1e-12), -1, 1)
+    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share)[..., :3]
+
+
 def draw_interpolation(found: Arrays, path: Path, count: int = 6) -> None:
-    """From G(z1, 0) to G(z1, z2) with the classifier's probability below each image."""
+    """From G(z1, 0) to G(z1, z2) with the classifier's probability below each image.
+
+    Beside them G(z1, z2) - G(z1, 0) as in Dravid and Katsaggelos, AAAI 2022, on one scale for all
+    rows, and Grad-CAM; the lesion is outlined where it is known.
+    """
     images, scores = found["path_images"], found["path_scores"]
     count = min(count, images.shape[1])
+    change = images[-1] - images[0]
+    limit = float(np.abs(change[:count]).max())
     rows, labels = [], []
     for i in range(count):
-        rows.append([enlarge(grey(found["images"][i]), 3),
-                     *(enlarge(grey(images[k, i]), 3) for k in range(len(images)))])
-        labels.append(["image", *(f"{scores[k, i]:.2f}" for k in range(len(images)))])
+        mask = found["masks"][i] if found["masks"][i].any() else None
+        rows.append([overlay(found["images"][i], None, mask, 3),
+                     *(enlarge(grey(images[k, i]), 3) for k in range(len(images))),
+                     signed(change[i], limit, 3),
+                     overlay(found["images"][i], found["map.grad_cam"][i], mask, 3)])
+        labels.append(["image", *(f"{scores[k, i]:.2f}" for k in range(len(images))), "", ""])
     alpha = [f"{a:.1f}" for a in np.linspace(0, 1, len(images))]
+    last = len(images) + 1
     image_grids.grid(
-        rows, path, column_labels=["", *alpha], labels=labels, separators=(1,), scale=1,
-        title="Adding the pathology code, alpha from 0 to 1; below: P(positive)")
+        rows, path, column_labels=["", *alpha, "difference", "Grad-CAM"], labels=labels,
+        separators=(1, last, last + 1), scale=1,
+        title="Adding the pathology code, alpha from 0 to 1; below: P(positive). "
+              f"Difference: blue -{limit:.2f}, red {limit:.2f} of the range -1 to 1")
 
 
 def draw_samples(found: Arrays, path: Path) -> None:

@@ -88,17 +88,12 @@ def explain(
 
 
 def references(
-    images: np.ndarray,
-    healthy: np.ndarray,
-    training_masks: np.ndarray,
-    rng: np.random.Generator,
+    images: np.ndarray, healthy: np.ndarray, training_masks: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Maps that look at no classifier: where lesions were in training, chance, and the truth."""
+    """Maps that look at no classifier: where lesions were in training, and the truth."""
     prior = ndimage.gaussian_filter(training_masks.mean(axis=0), 1.0)
-    shape = images.shape[:3]
     return {
-        "prior": np.broadcast_to(prior, shape).copy(),
-        "random": rng.random(shape),
+        "prior": np.broadcast_to(prior, images.shape[:3]).copy(),
         "oracle": localise.magnitude(images - healthy),
     }
 

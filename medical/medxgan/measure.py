@@ -28,26 +28,30 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
                for metric in table}
         for name, table in scores[true[0]].items()
     }
+    names = [name for name in maps.TITLES if name in pooled]
+    # Of a user's images no lesion is known, and all of those metrics are NaN.
+    metrics = [m for m in evaluate.METRICS if np.isfinite(pooled["random"][m]).any()]
+    paired = [m for m in ("iou", "pointing", "mass", "auc") if m in metrics] or metrics
     storage.save_json(out / "results.json", {
         "localisation": {
             name: {metric: evaluate.mean_interval(pooled[name][metric], random)
-                   for metric in evaluate.METRICS}
-            for name in maps.TITLES
+                   for metric in metrics}
+            for name in names
         },
         "by_seed": {
             case: {name: {metric: float(np.nanmean(scores[case][name][metric]))
-                          for metric in evaluate.METRICS} for name in maps.TITLES}
+                          for metric in metrics} for name in names}
             for case in true
         },
         "differences": {
             name: {other: {metric: evaluate.mean_interval(
                 pooled[name][metric] - pooled[other][metric], random)
-                for metric in ("iou", "pointing", "mass", "auc")} for other in COMPARED}
+                for metric in paired} for other in COMPARED if other in names}
             for name in maps.GENERATIVE
         },
         "controls": {
             case: {name: {metric: float(np.nanmean(table[metric]))
-                          for metric in ("iou", "pointing", "mass", "marker")}
+                          for metric in (*paired, "marker") if metric in table}
                    for name, table in scores[case].items()}
             for case in cases if case not in true
         },

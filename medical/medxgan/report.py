@@ -11,10 +11,8 @@ from common.report import Report
 from medical.medxgan import evaluate, maps
 from medical.medxgan.figures import draw_explanations, draw_interpolation, draw_samples
 
-WARNING = (
-    "Research software. Not a medical device and not for diagnosis. The images are phantoms: "
-    "nothing here says how well a method localises disease in patients."
-)
+WARNING = "Research software. Not a medical device and not for diagnosis."
+PHANTOMS = " The images are phantoms: nothing here says how a method localises disease in patients."
 HEADERS = {"iou": "IoU", "pointing": "pointing game", "mass": "mass in lesion", "auc": "pixel AUC",
            "deletion": "deletion (low)", "insertion": "insertion (high)", "sparsity": "area >= 0.1"}
 
@@ -45,59 +43,68 @@ def publish(workdir: Path) -> Path:
 
 def draw_table(results: dict, path: Path) -> None:
     """The localisation table as a heat map."""
-    metrics = ("iou", "pointing", "mass", "auc")
     left_out = ("oracle", "random", "grad_cam_released")  # they are in the report's table
-    names = [n for n in maps.TITLES if n not in left_out]
-    table = [[results["localisation"][n][m]["mean"] for m in metrics] for n in names]
+    found = results["localisation"]
+    names = [n for n in found if n not in left_out]
+    metrics = _metrics(results)
+    table = [[found[n][m]["mean"] for m in metrics] for n in names]
+    title = "Localisation" if "iou" in metrics else "How much the class depends on a map's pixels"
     figures.heatmap(path, np.array(table), [maps.TITLES[n] for n in names],
-                    [HEADERS[m] for m in metrics], title="Localisation",
-                    limits=(0.0, 1.0))
+                    [HEADERS[m] for m in metrics], title=title, limits=(0.0, 1.0))
+
+
+def _metrics(results: dict) -> list[str]:
+    """What compares maps: against known lesions where there are some."""
+    found = list(results["localisation"]["random"])
+    return [m for m in ("iou", "pointing", "mass", "auc") if m in found] or found
 
 
 def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> None:
     """``report.html``."""
     page = Report("medXGAN: which pixels does a classifier see the lesion in?",
-                  f"{config.source} phantoms from real anatomy with a lesion of known place.")
-    page.note(WARNING)
+                  config.source)
+    known = "iou" in results["localisation"]["random"]
+    page.note(WARNING + (PHANTOMS if known else ""))
     page.section("Guards", "A generator that has collapsed, or an inversion that misses the image, "
                  "explains nothing: these come first.")
     limits = {name: f"{sign} {limit}" for name, (sign, limit) in evaluate.GUARDS.items()}
     seeds = list(results["guards"])
+    of_phantoms = ("outside_inside", "healthy_error") if known else ()
     page.table(
         ["", "wanted", *seeds],
         [[name.replace("_", " "), limits.get(name, ""), *(results["guards"][s][name]
                                                           for s in seeds)]
-         for name in (*evaluate.GUARDS, "edited_flipped", "inversion_mse", "outside_inside",
-                      "healthy_error", "validation_accuracy", "test_accuracy", "images",
-                      "called_positive")])
+         for name in (*evaluate.GUARDS, "edited_flipped", "inversion_mse", *of_phantoms,
+                      "validation_accuracy", "test_accuracy", "images", "called_positive")])
     if not results["reliable"]:
         bad = {s: results["guards"][s]["failed"] for s in seeds if results["guards"][s]["failed"]}
         page.note("**Unreliable explanations.** Guards that do not hold: "
                   + "; ".join(f"{s}: {', '.join(names)}" for s, names in bad.items()))
     page.section("Explanations").figure(out / "explanations.png")
     page.figure(out / "interpolation.png").figure(out / "samples.png")
-    page.section("Localisation", f"{results['images']} explained images over all seeds; 95 % "
-                 "bootstrap intervals over images.")
+    rows, metrics = results["localisation"], _metrics(results)
+    headers = {m: HEADERS[m] for m in rows["random"]}
+    page.section("Localisation" if known else "Measures of the maps",
+                 f"{results['images']} explained images over all seeds; 95 % bootstrap intervals "
+                 "over images.")
     page.figure(out / "localisation.png")
-    page.table(["map", *HEADERS.values()], [
-        [maps.TITLES[name], *(_interval(row[m]) for m in HEADERS)]
-        for name, row in results["localisation"].items()])
+    page.table(["map", *headers.values()], [
+        [maps.TITLES[name], *(_interval(row[m]) for m in headers)] for name, row in rows.items()])
     page.section("Paired differences", "Each generative map less another map on the same images.")
     for other in next(iter(results["differences"].values())):
-        page.table([f"less {maps.TITLES[other]}", *(HEADERS[m] for m in
-                                                    ("iou", "pointing", "mass", "auc"))], [
-            [maps.TITLES[name], *(_interval(row[other][m]) for m in
-                                  ("iou", "pointing", "mass", "auc"))]
+        page.table([f"less {maps.TITLES[other]}", *(HEADERS[m] for m in metrics)], [
+            [maps.TITLES[name], *(_interval(row[other][m]) for m in metrics)]
             for name, row in results["differences"].items()])
     if results["controls"]:
-        page.section("Controls", "With shuffled labels a map has no lesion to find; with a corner "
+        page.section("Controls", "With shuffled labels a map has nothing to find; with a corner "
                      "mark on every positive image the classifier needs no lesion, and a map that "
                      "follows the classifier points to the mark.")
         for case, table in results["controls"].items():
-            columns = ("iou", "pointing", "mass", "marker")
-            page.table([case, "IoU lesion", "pointing lesion", "mass lesion", "pointing mark"],
+            columns = list(table["random"])
+            titles = {**HEADERS, "marker": "pointing to the mark"}
+            page.table([case, *(titles[m] for m in columns)],
                        [[maps.TITLES[name], *(table[name][m] for m in columns)]
-                        for name in maps.TITLES])
+                        for name in maps.TITLES if name in table])
     for name in cases[1:]:
         case = name.removeprefix("explain-")
         page.section(f"Case {case}").figure(out / f"explanations_{case.replace('-', '_')}.png")

@@ -1,4 +1,4 @@
-"""Stages of a medXGAN run: phantoms, classifier, generator, inversion with maps."""
+"""Stages of a medXGAN run: classifier, generator, inversion with maps."""
 
 from contextlib import closing
 from pathlib import Path
@@ -18,23 +18,6 @@ from medical.explain import latent, localise
 from medical.medxgan import classifier, evaluate, invert, losses, maps, models, train
 
 Arrays = dict[str, np.ndarray]
-
-
-def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: phantoms of the three parts; ``labels`` "shuffled" mixes those of training."""
-    del inputs
-    drawn = dict(config.phantom)
-    drawn["amplitude"] = tuple(drawn["amplitude"])
-    settings = phantom.PhantomConfig(**drawn)
-    random = np.random.default_rng(config.seed)
-    parts = phantom.make(settings, dict(config.counts), random)
-    for name, part in parts.items():
-        arrays = part.arrays()
-        if config.labels == "shuffled" and name != "test":
-            arrays["labels"] = random.permutation(arrays["labels"])
-        elif config.labels not in ("true", "shuffled"):
-            raise ValueError(f"labels {config.labels!r}; known: true, shuffled")
-        storage.save_arrays(out / f"{name}.safetensors", arrays)
 
 
 def train_classifier(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -94,7 +77,11 @@ def train_generator(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
 
 
 def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: inverts test images with a lesion, draws their maps and measures them."""
+    """Stage: inverts positive test images, draws their maps and measures them.
+
+    Where lesions are known (phantoms) the maps are measured against them; otherwise only deletion,
+    insertion and sparsity are, and there is no location prior and no truth.
+    """
     folder, judge, gan = inputs.values()
     nets = make_nets(config.net)
     frozen = _tree(judge / "classifier.safetensors")
@@ -103,7 +90,9 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     test, training = load(folder, "test"), load(folder, "train")
     logits = classifier.predict(nets.classifier, frozen, test["images"])
     margins = logits[:, 1] - logits[:, 0]
-    rows = choose(test["masks"], margins, config.explain.images)
+    known = bool(test["masks"].any())
+    positives = test["masks"].any(axis=(1, 2)) if known else test["labels"] == 1
+    rows = choose(positives, margins, config.explain.images)
     images, masks = test["images"][rows], test["masks"][rows]
 
     codes = find_codes(config, nets, frozen, made, header, images)
@@ -111,25 +100,33 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         nets, frozen, made["generator"], images, (codes.z1, codes.z2), _key(config, "smooth"),
         config.explain.points)
     random = np.random.default_rng(config.seed)
-    lesions = training["masks"][training["masks"].any(axis=(1, 2))]
-    every = {**found.maps, **maps.references(images, test["healthy"][rows], lesions, random)}
+    every = {**found.maps, "random": random.random(masks.shape)}
+    if known:
+        lesions = training["masks"][training["masks"].any(axis=(1, 2))]
+        every |= maps.references(images, test["healthy"][rows], lesions)
     scores = evaluate.localisation(every, masks, images, nets, frozen)
-    marker = np.broadcast_to(phantom.corner(images.shape[1]), masks.shape)
-    for name, values in every.items():
-        scores[name]["marker"] = localise.pointing(values, marker, tolerance=1)
+    if known:
+        marker = np.broadcast_to(phantom.corner(images.shape[1]), masks.shape)
+        for name, values in every.items():
+            scores[name]["marker"] = localise.pointing(values, marker, tolerance=1)
 
     generated = evaluate.disentanglement(
         nets, frozen, made["generator"], _key(config, "disentanglement"), config.explain.samples)
     negatives = test["images"][margins <= 0]
-    if len(negatives) < 2:
+    if len(negatives) < 2 and known:
         negatives = test["healthy"]
+    if len(negatives) < 2:
+        raise ValueError(f"the classifier calls {len(negatives)} test images negative: it is of no "
+                         "use, and neither are explanations of it")
     checks = evaluate.guards(generated, negatives, images, found.positive, found.margins)
-    kept = evaluate.preservation(found.positive, found.negative, test["healthy"][rows], masks)
+    kept = {}
+    if known:
+        kept = evaluate.preservation(found.positive, found.negative, test["healthy"][rows], masks)
     path = interpolation(nets, frozen, made["generator"], codes, 11, config.explain.shown)
     sick = train.sample_codes(
         _key(config, "samples"), jnp.ones(config.explain.shown, jnp.int32), nets.latent)
     arrays = {
-        "images": images, "healthy": test["healthy"][rows], "masks": masks,
+        "images": images, "masks": masks,
         "positive": found.positive, "negative": found.negative, "margins": found.margins,
         "real_negative": negatives[: config.explain.shown],
         "sample_negative": _draw(nets, made, sick[0], jnp.zeros_like(sick[1])),
@@ -146,12 +143,12 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "failed": evaluate.failed(checks)})
 
 
-def choose(masks: np.ndarray, margins: np.ndarray, count: int) -> np.ndarray:
-    """Rows of images with a lesion, those that the classifier calls positive first."""
-    rows = np.flatnonzero(masks.any(axis=(1, 2)))
+def choose(positives: np.ndarray, margins: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows of positive images (bool ``[n]``), those called positive first."""
+    rows = np.flatnonzero(positives)
     rows = rows[np.argsort(margins[rows] <= 0, kind="stable")]
     if len(rows) < count:
-        raise ValueError(f"{len(rows)} test images have a lesion, {count} are to be explained")
+        raise ValueError(f"{len(rows)} test images are positive, {count} are to be explained")
     return rows[:count]
 
 
@@ -223,7 +220,7 @@ def make_nets(net: ConfigDict) -> train.Nets:
 
 
 def load(folder: Path, part: str) -> Arrays:
-    """Phantoms of one part, as stage `draw` left them."""
+    """Images of one part, as `cohort.draw` left them."""
     return storage.load_arrays(folder / f"{part}.safetensors")[0]
 
 

@@ -66,9 +66,10 @@ def test_images_to_explain_are_lesions_called_positive_first():
     masks = np.zeros((6, 2, 2), bool)
     masks[[0, 2, 3, 5], 0, 0] = True
     margins = np.array([-1.0, 5, 2, -3, 1, 4])
-    np.testing.assert_array_equal(stages.choose(masks, margins, 3), [2, 5, 0])
-    with pytest.raises(ValueError, match="4 test images have a lesion, 9"):
-        stages.choose(masks, margins, 9)
+    sick = masks.any(axis=(1, 2))
+    np.testing.assert_array_equal(stages.choose(sick, margins, 3), [2, 5, 0])
+    with pytest.raises(ValueError, match="4 test images are positive, 9"):
+        stages.choose(sick, margins, 9)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,8 @@ def test_every_map_of_the_table_is_made(explained):
     nets, frozen, generator, images, codes, found = explained
     masks = np.zeros((3, 16, 16), bool)
     masks[:, 4:8, 4:8] = True
-    every = found.maps | maps.references(images, images, masks, np.random.default_rng(0))
-    assert set(every) == set(maps.TITLES)
+    every = found.maps | maps.references(images, images, masks)
+    assert set(every) == set(maps.TITLES) - {"random"}
     for name, values in every.items():
         assert values.shape == (3, 16, 16) and np.isfinite(values).all(), name
         assert values.min() >= 0

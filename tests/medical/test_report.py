@@ -1,5 +1,7 @@
 """The last stages on made-up maps: tables, controls, the note of unreliable runs, figures."""
 
+import re
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -10,28 +12,35 @@ from medical.medxgan import evaluate, maps, measure, report
 SIZE, COUNT = 8, 5
 
 
-def write_case(root, case: str, failed: list[str], seed: int) -> dict:
-    """Leaves what the stages of one case would leave; returns its folders."""
+def write_case(root, case: str, failed: list[str], seed: int, known: bool = True) -> dict:
+    """Leaves what the stages of one case would leave; returns its folders.
+
+    Lesions that are not known: no masks, and nothing measured against them."""
     rng = np.random.default_rng(seed)
     shape = (COUNT, SIZE, SIZE)
     images = rng.uniform(-1, 1, (*shape, 1)).astype(np.float32)
     masks = np.zeros(shape, bool)
-    masks[:, 2:4, 2:4] = True
+    masks[:, 2:4, 2:4] = known
+    unknown = () if known else ("iou", "pointing", "mass", "auc")
     arrays = {
         "images": images, "positive": images, "negative": -images, "masks": masks,
         "real_negative": images, "sample_negative": images, "sample_positive": images,
         "path_images": np.stack([images] * 3), "path_scores": np.full((3, COUNT), 0.5),
     }
     for i, name in enumerate(maps.TITLES):
+        if not known and name in ("prior", "oracle"):
+            continue
         arrays[f"map.{name}"] = rng.random(shape)
-        for metric in (*evaluate.METRICS, "marker"):
-            arrays[f"score.{name}.{metric}"] = np.full(COUNT, i / 20) + 0.01 * np.arange(COUNT)
+        for metric in (*evaluate.METRICS, *(["marker"] if known else [])):
+            start = np.nan if metric in unknown else i / 20
+            arrays[f"score.{name}.{metric}"] = np.full(COUNT, start) + 0.01 * np.arange(COUNT)
     explained, judge = root / f"explain-{case}", root / f"classifier-{case}"
     for folder in (explained, judge):
         folder.mkdir()
     storage.save_arrays(explained / "explained.safetensors", arrays)
     guards = {name: 1.0 for name in evaluate.GUARDS} | {"edited_flipped": 1.0}
-    more = {name: 0.5 for name in ("inversion_mse", "outside_inside", "healthy_error")}
+    more = {name: 0.5 for name in ("inversion_mse", "outside_inside", "healthy_error")
+            if known or name == "inversion_mse"}
     storage.save_json(explained / "guards.json", {
         **guards, **more, "failed": failed, "images": COUNT, "called_positive": COUNT})
     storage.save_json(judge / "classifier.json", {
@@ -65,9 +74,24 @@ def test_tables_and_report(tmp_path, failed):
     page = tmp_path / "report"
     page.mkdir()
     inputs["measure"] = out
-    report.report(ConfigDict({"source": "chest"}), inputs, page)
+    report.report(ConfigDict({"source": "chest phantoms"}), inputs, page)
     text = (page / "report.html").read_text()
     assert "not for diagnosis" in text
     assert ("Unreliable explanations" in text) is bool(failed)
     for name in ("explanations", "explanations_shortcut_0", "interpolation", "samples"):
         assert (page / f"{name}.png").is_file()
+
+
+def test_images_without_known_lesions(tmp_path):
+    inputs = write_case(tmp_path, "true-0", [], 0, known=False)
+    inputs |= write_case(tmp_path, "shuffled-0", [], 1, known=False)
+    measure.measure(ConfigDict({"seed": 0}), inputs, tmp_path)
+    results = storage.load_json(tmp_path / "results.json")
+    assert set(results["localisation"]["lig"]) == {"deletion", "insertion", "sparsity"}
+    assert "prior" not in results["localisation"]
+    assert set(results["differences"]["lig"]) == {"grad_cam", "ig_black"}
+    inputs["measure"] = tmp_path
+    report.report(ConfigDict({"source": "Images of studies.csv."}), inputs, tmp_path)
+    text = re.sub(r'src="data:[^"]*"', "", (tmp_path / "report.html").read_text())
+    assert "Images of studies.csv." in text and "phantoms" not in text
+    assert "nan" not in text and "IoU" not in text
