@@ -4,7 +4,7 @@ Command:  python launch.py --config=configs/face_base.py
 Method:   flow matching with clean-image prediction, SD-type UNet with self- and cross-attention.
 Data:     999 CelebA photographs and 25 of the 40 Olivetti people (w2w/data.py), grey, 64 x 64.
 Cost and scores: see w2w/weights/face_base.md, the card of the weights that this command made.
-Variants: smoke (CI).
+Variants: smoke (CI), continue (further steps of the diffusion model, from the shipped weights).
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,12 @@ def get_config(variant: str = "") -> ConfigDict:
             text_layers=2,
         )
     )
+    config.start = ""  # weights whose autoencoder is kept and whose UNet is trained further
     config.data = ConfigDict(dict(celeba=999, variants=16, olivetti_variants=40))
+    # Small: what moves a face makes its features soft.
+    config.data.jitter = ConfigDict(
+        dict(rotation=2.0, shift=0.01, zoom=0.02, contrast=0.15, brightness=0.06, flip=0.5)
+    )
     config.autoencoder = ConfigDict(
         dict(
             num_steps=2500,
@@ -76,6 +81,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.warmup = 2
         config.sample.count = 4
         config.sample.steps = 2
+    elif variant == "continue":
+        config.start = "w2w/weights/face_base.safetensors"
+        config.train.num_steps = 2600
+        config.train.learning_rate = 5e-4
     elif variant:
-        raise ValueError(f"configs/face_base.py has no variant {variant!r}; it has: smoke")
+        raise ValueError(
+            f"configs/face_base.py has no variant {variant!r}; it has: smoke, continue"
+        )
     return config

@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
     config.lora = ConfigDict(dict(rank=1, alpha=1.0))
     config.faces = ConfigDict(dict(image_size=64, celeba=999, models=200, frames=10))
+    config.faces.jitter = config.base.recipe.data.jitter.copy_and_resolve_references()
     config.adapter = ConfigDict(
         dict(
             num_steps=60,
@@ -48,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(num_steps=100, batch=4, learning_rate=0.2, prior=0.0, time_mean=0.3, time_std=1.0)
     )
     config.invert = ConfigDict(
-        dict(split="test", people=10, counts=(25, 50, 100))
+        dict(split="test", people=10, counts=(50, 100))
     )
     config.portraits = ConfigDict(dict(images=6))
     config.new = ConfigDict(dict(samples=32, sample_images=2, factor=1.0, components=60))

@@ -77,9 +77,10 @@ def prepare(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     feelings = expression.predict_all(expression.load_params(), grey)
     train = data.training_identities(photographs.identity)
     images, captions = [], []
+    jitter = data.Jitter(**config.jitter)
     for olivetti, count in ((True, config.olivetti_variants), (False, config.variants)):
         chosen = np.flatnonzero(train & ((photographs.identity < data.FIRST_CELEBA) == olivetti))
-        images.append(photographs.variants(chosen, count, data.Jitter(), rng).reshape(
+        images.append(photographs.variants(chosen, count, jitter, rng).reshape(
             -1, config.model.image_size, config.model.image_size
         ))
         for index in chosen:
@@ -93,8 +94,10 @@ def prepare(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     )
 
 
-def init_state(key: jax.Array, model: FaceModel, recipe: BaseRecipe) -> TrainState:
-    """Fresh parameters and AdamW with warm-up and cosine decay."""
+def init_state(
+    key: jax.Array, model: FaceModel, recipe: BaseRecipe, params: dict | None = None
+) -> TrainState:
+    """Fresh parameters, or those given, and AdamW with warm-up and cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.warmup, recipe.num_steps, 0.02 * recipe.learning_rate
     )
@@ -102,7 +105,7 @@ def init_state(key: jax.Array, model: FaceModel, recipe: BaseRecipe) -> TrainSta
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=recipe.weight_decay),
     )
-    params = model.init(key)
+    params = model.init(key) if params is None else params
     trained = {name: params[name] for name in ("unet", "text")}
     return TrainState.create(trained, optimiser, recipe.ema_decay)
 

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from common import checkpoint, distributed, image_grids, loop, pipeline, rng, sharding, storage
+from common.config import ConfigError
 from common.nets import lpips
 from common.stages import Pipeline
 from common.train_state import TrainState
@@ -27,6 +28,9 @@ def stages_of(stages: Pipeline, config: ConfigDict) -> Path:
     shared = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
     frames = {"model": config.model, "seed": config.seed, **config.data}
     stages.stage("frames", base.prepare, ConfigDict(frames), everywhere=False)
+    shared["start"] = {}
+    if config.start:
+        shared["start"] = {"path": config.start, "sha256": models.digest(Path(config.start))}
     settings = ConfigDict({**shared, **config.autoencoder})
     stages.stage("autoencoder", train_autoencoder, settings, ("frames",))
     settings = ConfigDict({**shared, **config.train, "sample": config.sample})
@@ -58,20 +62,20 @@ def fit(
 
 
 def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
-    """Stage: trains the autoencoder; encodes the frames; scores it on people it has not seen."""
+    """Stage: trains the autoencoder; encodes the frames; scores it on people it has not seen.
+
+    With ``config.start`` the autoencoder of those weights is taken as it is."""
     model = base.face_model(config.model)
     fields = ("num_steps", "batch_size", "learning_rate", "perceptual_weight", "kl_weight")
     recipe = autoencode.AutoencoderRecipe(**{name: config[name] for name in fields})
     bank, _ = storage.load_arrays(inputs["frames"] / "bank.safetensors")
-    state = autoencode.init_state(
-        rng.stream(jax.random.key(config.seed), "autoencoder-init"), model, recipe
-    )
-    step = autoencode.make_train_step(model, recipe, lpips.load_params("alex"))
-    state = fit(config, state, step, {"image": bank["image"]}, "autoencoder", out)
+    if config.start:
+        started = load_start(config, model)
+        params = {name: started[name] for name in ("autoencoder", "latent")}
+    else:
+        params = fit_autoencoder(config, model, recipe, bank["image"], out)
     if not distributed.is_main():
         return
-    trained = {"autoencoder": _on_host(state.eval_params)}
-    params = autoencode.standardised(model, trained, bank["image"][::8])
     latents = autoencode.encode_all(model, params, bank["image"])
     storage.save_arrays(out / "latents.safetensors", {"latents": latents})
     storage.save_tree(out / "autoencoder.safetensors", params)
@@ -86,6 +90,32 @@ def train_autoencoder(config: ConfigDict, inputs: dict[str, Path], out: Path) ->
     print(f"autoencoder on {len(unseen)} photographs of unseen people: {scores}", flush=True)
     pairs = np.concatenate([truth[:80:10], images[:80:10]])
     image_grids.contact_sheet(pairs, 8, out / "reconstructions.png")
+
+
+def fit_autoencoder(
+    config: ConfigDict, model: models.FaceModel, recipe: autoencode.AutoencoderRecipe,
+    images: np.ndarray, out: Path,
+) -> dict:
+    """Trains on uint8 images ``[n, size, size]``; returns parameters of standardised latents."""
+    state = autoencode.init_state(
+        rng.stream(jax.random.key(config.seed), "autoencoder-init"), model, recipe
+    )
+    step = autoencode.make_train_step(model, recipe, lpips.load_params("alex"))
+    state = fit(config, state, step, {"image": images}, "autoencoder", out)
+    trained = {"autoencoder": _on_host(state.eval_params)}
+    return autoencode.standardised(model, trained, images[::8])
+
+
+def load_start(config: ConfigDict, model: models.FaceModel) -> dict:
+    """Parameters of the weights to start from.
+
+    Raises:
+      ConfigError: they are of another architecture than ``config.model`` says.
+    """
+    found, params, _ = models.load(Path(config.start.path))
+    if found != model:
+        raise ConfigError(f"config.start: {config.start.path} is a model of another architecture")
+    return params
 
 
 def _on_host(params: dict) -> dict:
@@ -103,7 +133,8 @@ def train_base(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     latents, _ = storage.load_arrays(inputs["autoencoder"] / "latents.safetensors")
     source = {"latents": latents["latents"], "tokens": bank["tokens"]}
     key = jax.random.key(config.seed)
-    state = base.init_state(rng.stream(key, "init"), model, recipe)
+    params = load_start(config, model) if config.start else None
+    state = base.init_state(rng.stream(key, "init"), model, recipe, params)
     state = fit(config, state, base.make_train_step(model, recipe), source, "base", out)
     if not distributed.is_main():
         return

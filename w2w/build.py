@@ -35,7 +35,8 @@ def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     chosen = space_identities(config.models, config.celeba)
     rng = np.random.default_rng(config.seed)
     rows = [np.flatnonzero(found.identity == identity) for identity in chosen]
-    frames = np.stack([_frames(photographs, r, config.frames, rng) for r in rows])
+    jitter = data.Jitter(**config.jitter)
+    frames = np.stack([_frames(photographs, r, config.frames, jitter, rng) for r in rows])
     storage.save_arrays(out / "frames.safetensors", {"frames": frames, "identity": chosen})
 
 
@@ -57,11 +58,12 @@ def space_identities(count: int, celeba: int = data.CELEBA_PHOTOGRAPHS) -> np.nd
 
 
 def _frames(
-    photographs: data.Photographs, rows: np.ndarray, count: int, rng: np.random.Generator
+    photographs: data.Photographs, rows: np.ndarray, count: int, jitter: data.Jitter,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """``count`` jittered frames, spread evenly over an identity's photographs."""
     each = -(-count // len(rows))
-    frames = photographs.variants(rows, each, data.Jitter(), rng)
+    frames = photographs.variants(rows, each, jitter, rng)
     return frames.transpose(1, 0, 2, 3).reshape(-1, *frames.shape[2:])[:count]
 
 

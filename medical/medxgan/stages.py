@@ -91,7 +91,7 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     logits = classifier.predict(nets.classifier, frozen, test["images"])
     margins = logits[:, 1] - logits[:, 0]
     known = bool(test["masks"].any())
-    positives = test["masks"].any(axis=(1, 2)) if known else test["labels"] == 1
+    positives = np.asarray(test["masks"].any(axis=(1, 2)) if known else test["labels"] == 1)
     rows = choose(positives, margins, config.explain.images)
     images, masks = test["images"][rows], test["masks"][rows]
 
