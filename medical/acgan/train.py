@@ -28,6 +28,9 @@ class Recipe:
       truncation: limit of the codes, 0 for none; 1 as published for WAC-GAN-GPT.
       latent: size of the codes.
       double_softmax: as the released code.
+      real_statistics: the running averages of the discriminator's batch norms, with which its class
+        head is used afterwards, are of real images alone; False: of generated ones too, as any loop
+        does that sends both through the network.
       learning_rate: of Adam (0.5, 0.999).
     """
 
@@ -38,6 +41,7 @@ class Recipe:
     truncation: float = 0.0
     latent: int = 100
     double_softmax: bool = False
+    real_statistics: bool = True
     learning_rate: float = 2e-4
 
 
@@ -100,7 +104,8 @@ def make_train_step(
             loss = losses.class_loss(logits, labels, recipe.double_softmax)
             right = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
             if adversarial:
-                (fake_source, fake_logits), stats = judge(params, dict(stats), fakes)
+                (fake_source, fake_logits), after = judge(params, dict(stats), fakes)
+                stats = stats if recipe.real_statistics else after
                 loss = loss + recipe.fake_class * losses.class_loss(
                     fake_logits, wanted, recipe.double_softmax)
                 loss = loss + recipe.source * losses.critic_loss(

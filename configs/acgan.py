@@ -1,0 +1,62 @@
+"""Is the class head of an AC-GAN a better classifier than a CNN when labelled images are few?
+
+Paper:    Dravid, Schiffers, Wu, Cossairt, Katsaggelos, "Investigating the Potential of
+          Auxiliary-Classifier GANs for Image Classification in Low Data Regimes", ICASSP 2022.
+Command:  python launch.py --config=configs/acgan.py
+Cost and numbers: medical/README.md.
+Variants: smoke (CI), mnist, paper (published widths, batch, optimiser and number of steps, for an
+          accelerator; the published subset sizes are not known, these are 10 to 1000).
+Own data: --config.data.source=FOLDER/table.csv (columns file, patient, label; split by patient).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "acgan"
+    config.experiment = "medical.acgan.experiment"
+    config.seed = 0  # of the split; trials have their own
+    config.per_class = (5, 20, 100)
+    config.seeds = (0, 1, 2)
+    config.methods = ("cnn", "cnn_augmented", "acgan", "wacgan_gp", "wacgan_gpt", "cnn_samples")
+    config.population = "auto"  # vmap or map; auto: map on CPUs
+    config.samples = 32  # of each class and trial, for diversity and pictures
+    config.data = ConfigDict(
+        dict(source="fashion", size=28, seed=0, validation_per_class=50, test_per_class=200)
+    )
+    config.net = ConfigDict(dict(widths=(16, 32, 64), latent=64, norm="batch"))
+    config.recipe = ConfigDict(
+        dict(learning_rate=5e-4, penalty=10.0, double_softmax=False, real_statistics=True)
+    )
+    config.schedule = ConfigDict(
+        dict(num_steps=600, eval_every=50, batch_size=50, shift=2, flip=True)
+    )
+    config.quick_compile = variant == "smoke"
+    if variant in _CHANGES:
+        config.update(_CHANGES[variant])
+    elif variant:
+        known = ", ".join(_CHANGES)
+        raise ValueError(f"configs/acgan.py has no variant {variant!r}; it has: {known}")
+    return config
+
+
+_CHANGES: dict[str, dict] = {
+    "smoke": dict(
+        per_class=(2, 4),
+        seeds=(0, 1),
+        samples=4,
+        data=dict(validation_per_class=2, test_per_class=4),
+        net=dict(widths=(4, 4, 8), latent=8),
+        schedule=dict(num_steps=4, eval_every=2, batch_size=8),
+    ),
+    "mnist": dict(data=dict(source="mnist", test_per_class=150), schedule=dict(flip=False)),
+    "paper": dict(
+        per_class=(10, 50, 100, 500, 1000),
+        seeds=(0, 1, 2, 3, 4),
+        data=dict(validation_per_class=500, test_per_class=0),
+        net=dict(widths=(128, 256, 512), latent=100),
+        recipe=dict(learning_rate=2e-4, double_softmax=True, real_statistics=False),
+        schedule=dict(num_steps=100_000, eval_every=500, batch_size=100),
+    ),
+}  # fmt: skip
