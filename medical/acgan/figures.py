@@ -18,7 +18,7 @@ def draw_accuracy(results: dict, path: Path) -> None:
         spread = np.array([table[str(n)]["sd"] or 0.0 for n in places])
         series[METHODS[name].title] = (places, mean, mean - spread, mean + spread)
     figures.curves(path, series, "labelled images of each class", "test accuracy",
-                   f"Accuracy, mean and standard deviation of {len(results['seeds'])} seeds",
+                   f"Accuracy over {len(results['seeds'])} seeds; band: deviation",
                    logx=True)
 
 
