@@ -27,9 +27,7 @@ pytest.importorskip("transformers", reason="writes the pipeline (extra: test)")
 from tests.parity import tiny_diffusion as tiny  # noqa: E402
 
 # optax.adam: 1 - decay**count
-pytestmark = [
-    pytest.mark.parity, pytest.mark.usefixtures("quick_compile", "standard_promotion")
-]
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("standard_promotion")]
 ALPHA = 27.0
 MODULES = 12  # adapters of the bank
 

@@ -18,8 +18,7 @@ from w2w import components, lora, subspace
 from w2w.diffusion import inversion
 from w2w.diffusion.inversion import Photographs, Problem, Recipe, Shared
 
-# optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax.adam: 1 - decay**count
 K = 3
 
 

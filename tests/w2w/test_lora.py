@@ -11,8 +11,6 @@ import pytest
 
 from w2w import lora
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WIDTHS = {"self": 24, "text": 12, "mlp": 17}
 
 
