@@ -33,7 +33,7 @@ def draw_differences(results: dict, path: Path) -> None:
                          if table[n]["high"] is not None else 0.0 for n in places]
     figures.bars(path, [f"{n} of each class" for n in places], values, errors,
                  "points of accuracy over the CNN",
-                 "Difference to the CNN of the same images, 95 % intervals over seeds")
+                 "Difference to the CNN, 95 % intervals")
 
 
 def draw_samples(
