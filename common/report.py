@@ -8,6 +8,7 @@ import numbers
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,6 +166,27 @@ class Report:
     def _add(self, part: str) -> "Report":
         self._parts.append(part)
         return self
+
+
+def publish(
+    workdir: pathlib.Path, *files: str, stages: Sequence[str] = ("report",)
+) -> pathlib.Path:
+    """Copies pages and figures of finished stages, and single files, to the top of a run's folder.
+
+    Args:
+        workdir: the run's folder.
+        files: further files, as `STAGE/NAME`; they keep their names.
+        stages: those whose `.png` and `.html` files are copied.
+
+    Returns:
+        The report.
+    """
+    root = workdir / "stages"
+    pages = [p for stage in stages for p in sorted((root / stage).glob("*.*"))
+             if p.suffix in (".png", ".html")]
+    for path in [*pages, *(root / name for name in files)]:
+        shutil.copyfile(path, workdir / path.name)
+    return workdir / "report.html"
 
 
 def _inline(text: str) -> str:

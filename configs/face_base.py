@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
             text_layers=2,
         )
     )
-    config.start = ""  # weights whose autoencoder is kept and whose UNet is trained further
+    config.start = ""  # "shipped" or a file: its autoencoder is kept, its UNet is trained further
     config.data = ConfigDict(dict(celeba=999, variants=16, olivetti_variants=40))
     # Small: what moves a face makes its features soft.
     config.data.jitter = ConfigDict(
@@ -82,7 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sample.count = 4
         config.sample.steps = 2
     elif variant == "continue":
-        config.start = "w2w/weights/face_base.safetensors"
+        config.start = "shipped"
         config.train.num_steps = 2600
         config.train.learning_rate = 5e-4
     elif variant:

@@ -3,7 +3,7 @@
 Paper:    Dravid, Katsaggelos, "Visual Explanations for Convolutional Neural Networks via Latent
           Traversal of Generative Adversarial Networks", AAAI 2022 (student abstract).
 Command:  python launch.py --config=configs/latent_traversal.py
-Method:   that of configs/medxgan.py (its first form): one seed, no controls, more strips.
+Method:   that of configs/medxgan.py (its first form): one seed, no controls.
 Cost and numbers: medical/README.md.
 Variants: smoke (CI), published (the small networks with the published losses: no encoder), folder
           (your own X-rays: --config.data.table=studies.csv).

@@ -1,11 +1,13 @@
 """The stages of an idempotent network: images, judge, baselines, training, measures, report."""
 
 import functools
+import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from common import distributed
+from common.report import publish
 from common.stages import Pipeline
 from ign import measure, report, stages
 
@@ -29,4 +31,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("report", report.report, ConfigDict({"source": config.data.source}), (
         "measure", "train"))
     if distributed.is_main():
-        print(f"report: {report.publish(workdir)}")
+        model = workdir / "stages" / "train" / "member0.safetensors"
+        shutil.copyfile(model, workdir / "model.safetensors")
+        page = publish(workdir, "measure/results.json")
+        print(f"report: {page}")

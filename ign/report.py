@@ -1,6 +1,5 @@
 """The report of a run: figures, tables and one self-contained page."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +44,6 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     for name in ordered:
         page.figure(out / name, CAPTIONS.get(name, ""), alt=name.removesuffix(".png"))
     page.write(out / "report.html")
-
-
-def publish(workdir: Path) -> Path:
-    """Copies report, figures, results and the first model to the top of the working directory."""
-    stages = workdir / "stages"
-    for path in sorted((stages / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(stages / "measure" / "results.json", workdir / "results.json")
-    shutil.copyfile(stages / "train" / "member0.safetensors", workdir / "model.safetensors")
-    return workdir / "report.html"
 
 
 def collapse_text(results: dict[str, Any]) -> str:

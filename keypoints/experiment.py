@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from common import distributed
+from common.report import publish
 from common.stages import Pipeline
 from keypoints import build, measure, report, supervised
 
@@ -34,4 +35,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("measure", measure.measure, evaluation, needs)
     alone("report", report.report, ConfigDict({"split": config.split}), (*rig, "train", "measure"))
     if distributed.is_main():
-        print(f"report: {report.publish(workdir)}")
+        exports = [p.name for p in sorted((workdir / "stages" / "measure").glob("keypoints.*"))
+                   if p.suffix != ".safetensors"]
+        files = ("results.json", *exports)
+        page = publish(
+            workdir, "train/model.safetensors", *(f"measure/{name}" for name in files))
+        print(f"report: {page}")

@@ -1,6 +1,5 @@
 """The report of a run: figures, tables and one self-contained page."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +148,3 @@ def free_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], str
         ["second difference over step in time (1.73 is noise)", time["ratio"]],
     ]
     return ["", "value"], rows, "Held-out frames."
-
-
-def publish(workdir: Path) -> Path:
-    """Copies report, figures, results and exports to the top of the working directory."""
-    stages = workdir / "stages"
-    for path in sorted((stages / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    for name in ("results.json", "keypoints.csv", "keypoints.mat", "keypoints.h5"):
-        if (stages / "measure" / name).is_file():
-            shutil.copyfile(stages / "measure" / name, workdir / name)
-    shutil.copyfile(stages / "train" / "model.safetensors", workdir / "model.safetensors")
-    return workdir / "report.html"

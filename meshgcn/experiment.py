@@ -1,6 +1,7 @@
 """The stages of the mesh classifier: train, compare with baselines, explain, score, report."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 
 from common import distributed
 from common.config import ConfigError
+from common.report import publish
 from common.stages import Pipeline
 from meshgcn import build, cohort, context, picture
 
@@ -30,7 +32,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("score", build.score, settings(), needs)
     alone("report", picture.report, settings("maps", "networks"), (*needs, "score"))
     if distributed.is_main():
-        print(f"report: {picture.publish(workdir)}")
+        overlays = workdir / "stages" / "explain" / "overlays"
+        shutil.copytree(overlays, workdir / "overlays", dirs_exist_ok=True)
+        page = publish(workdir, "score/results.json", "explain/regions.csv")
+        print(f"report: {page}")
 
 
 def _check(config: ConfigDict) -> None:

@@ -1,7 +1,6 @@
 """Stage that shows a run: curves of AUC against effect, maps on the cortex, one HTML report."""
 
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from common import figures, storage
 from common.report import Report
 from meshgcn import context, evaluate, surface_figures
 
-__all__ = ["publish", "report"]
+__all__ = ["report"]
 
 Inputs = dict[str, pathlib.Path]
 _TITLES = {
@@ -149,15 +148,3 @@ def _caption(name: str, condition: dict[str, Any]) -> str:
     if condition["plant"] == "real":
         text = "your scans"
     return text + (", shuffled labels" if condition["shuffled"] else "") + f" (`{name}`)."
-
-
-def publish(workdir: pathlib.Path) -> pathlib.Path:
-    """Copies the report, figures, results and overlays to the top of the working directory."""
-    for path in sorted((workdir / "stages" / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(workdir / "stages" / "score" / "results.json", workdir / "results.json")
-    explained = workdir / "stages" / "explain"
-    shutil.copyfile(explained / "regions.csv", workdir / "regions.csv")
-    shutil.copytree(explained / "overlays", workdir / "overlays", dirs_exist_ok=True)
-    return workdir / "report.html"

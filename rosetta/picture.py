@@ -1,7 +1,6 @@
 """Stages that show a run: panels of matched units on fresh images, and one HTML report."""
 
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from common import storage
 from common.report import Report
+from common.report import publish as publish_stages
 from rosetta import context, figures, significance, stream
 from rosetta.units import Layout
 from rosetta.zoo.tapped import forward, parameters
@@ -246,11 +246,7 @@ def counts(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, 
 
 
 def publish(workdir: pathlib.Path) -> pathlib.Path:
-    """Copies report, figures and results to the top of the working directory."""
-    for stage in ("pictures", "invert", "edit", "report"):
-        for path in sorted((workdir / "stages" / stage).glob("*.*")):
-            if path.suffix in (".png", ".html"):
-                shutil.copyfile(path, workdir / path.name)
+    """Copies report and figures to the top of the working directory; gathers the results there."""
     results = storage.load_json(workdir / "stages" / "dictionary" / "results.json")
     for stage, name in (("invert", "inversion"), ("edit", "edits")):
         results[name] = storage.load_json(workdir / "stages" / stage / f"{name}.json")
@@ -258,7 +254,7 @@ def publish(workdir: pathlib.Path) -> pathlib.Path:
     if training.is_file():
         results["training"] = storage.load_json(training)
     storage.save_json(workdir / "results.json", results)
-    return workdir / "report.html"
+    return publish_stages(workdir, stages=("pictures", "invert", "edit", "report"))
 
 
 def _anchor(results: Mapping[str, Any]) -> str:

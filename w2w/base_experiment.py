@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,13 +25,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def stages_of(stages: Pipeline, config: ConfigDict) -> Path:
-    """Runs the stages of the base model; returns the folder of the weights."""
-    shared = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
-    frames = {"model": config.model, "seed": config.seed, **config.data}
-    stages.stage("frames", base.prepare, ConfigDict(frames), everywhere=False)
+    """Runs the stages of the base model; returns the folder of the weights.
+
+    Raises:
+      ConfigError: ``config.start`` names no file, or weights of another architecture.
+    """
+    shared: dict[str, Any] = {"model": config.model, "seed": config.seed, "mesh": config.mesh}
     shared["start"] = {}
     if config.start:
-        shared["start"] = {"path": config.start, "sha256": models.digest(Path(config.start))}
+        path = models.SHIPPED_WEIGHTS if config.start == "shipped" else Path(config.start)
+        if not path.is_file():
+            raise ConfigError(f"config.start: there is no file {path}")
+        shared["start"] = {"path": str(path), "sha256": models.digest(path)}
+    frames = {"model": config.model, "seed": config.seed, **config.data}
+    stages.stage("frames", base.prepare, ConfigDict(frames), everywhere=False)
     settings = ConfigDict({**shared, **config.autoencoder})
     stages.stage("autoencoder", train_autoencoder, settings, ("frames",))
     settings = ConfigDict({**shared, **config.train, "sample": config.sample})

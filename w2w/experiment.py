@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from common import distributed
 from common.config import ConfigError
+from common.report import publish
 from common.stages import Pipeline
 from w2w import apply, base_experiment, build, judge, models, picture
 
@@ -59,4 +60,5 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("judge", judge.judge, settings(), everything)
     alone("report", picture.report, settings(), (*everything, "judge"), version=2)
     if distributed.is_main():
-        print(f"report: {picture.publish(workdir)}")
+        page = publish(workdir, "judge/results.json")
+        print(f"report: {page}")

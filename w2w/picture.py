@@ -1,6 +1,5 @@
 """Stage that draws a run: contact sheets, strips, spectra, scores, and one HTML report."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +47,6 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     draw_scores(results, out)
     draw_space(quality, out)
     write(results, quality, out)
-
-
-def publish(workdir: Path) -> Path:
-    """Copies the report and its figures to the top of the working directory."""
-    for path in sorted((workdir / "stages" / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(workdir / "stages" / "judge" / "results.json", workdir / "results.json")
-    return workdir / "report.html"
 
 
 def draw_population(table: FaceTable, identity: Array, samples: Arrays, path: Path) -> None:

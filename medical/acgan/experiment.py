@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from common import distributed
 from common.config import ConfigError
+from common.report import publish
 from common.stages import Pipeline
 from medical.acgan import measure, methods, population, report, stages
 
@@ -49,4 +50,5 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("measure", measure.measure, settings("net", "methods"), every)
     alone("report", report.report, settings(source=config.data.source), (*every, "measure"))
     if distributed.is_main():
-        print(f"report: {report.publish(workdir)}")
+        page = publish(workdir, "measure/results.json")
+        print(f"report: {page}")

@@ -208,16 +208,9 @@ def predict(discriminator: nn.Module, held: PyTree, images: jax.Array) -> jax.Ar
     return jax.lax.map(one, images, batch_size=min(SCORED, len(images)))
 
 
-def mesh_for(trials: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The most of the devices that divide the trials.
-
-    Without `devices` all local ones, but one of several CPU devices: they share the same cores, and
-    where these are few the sums over devices that a checkpoint takes can wait for each other
-    until XLA ends the process.
-    """
-    if devices is None:
-        devices = jax.local_devices()
-        devices = devices[:1] if jax.default_backend() == "cpu" else devices
+def mesh_for(trials: int) -> Mesh:
+    """The most local devices that divide the trials."""
+    devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if trials % n == 0)
     return make_mesh(devices=devices[:count])
 

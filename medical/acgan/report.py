@@ -1,6 +1,5 @@
 """Stage that draws a run: figures and one HTML report."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,6 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         figures.draw_samples(read(inputs[f"train-{name}"])["samples"][largest], reals,
                              tuple(results["classes"]), title, out / f"samples_{name}.png")
     write(config, results, out)
-
-
-def publish(workdir: Path) -> Path:
-    """Copies the report and its figures to the top of the working directory."""
-    for path in sorted((workdir / "stages" / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(workdir / "stages" / "measure" / "results.json", workdir / "results.json")
-    return workdir / "report.html"
 
 
 def write(config: ConfigDict, results: dict, out: Path) -> None:

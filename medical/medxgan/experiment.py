@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from common import distributed
 from common.config import ConfigError
+from common.report import publish
 from common.stages import Pipeline
 from medical.medxgan import cohort, measure, report, stages
 
@@ -58,7 +59,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("measure", measure.measure, _settings(config, config.seeds[0]), (*names, *judges))
     alone("report", report.report, ConfigDict({"source": source_of(config)}), (*names, "measure"))
     if distributed.is_main():
-        print(f"report: {report.publish(workdir)}")
+        page = publish(workdir, "measure/results.json")
+        print(f"report: {page}")
 
 
 def source_of(config: ConfigDict) -> str:

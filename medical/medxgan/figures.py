@@ -105,7 +105,7 @@ def draw_interpolation(found: Arrays, path: Path, count: int = 6) -> None:
         rows, path, column_labels=["", *alpha, "difference", "Grad-CAM"], labels=labels,
         separators=(1, last, last + 1), scale=1,
         title="Adding the pathology code, alpha from 0 to 1; below: P(positive). "
-              f"Difference: blue -{limit:.2f}, red {limit:.2f} of the range -1 to 1")
+              f"Difference: blue -{limit:.2f}, red {limit:.2f}; images run from -1 to 1")
 
 
 def draw_samples(found: Arrays, path: Path) -> None:

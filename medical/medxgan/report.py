@@ -1,6 +1,5 @@
 """Stage that draws a run: figures and one HTML report."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +29,6 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             draw_samples(found, out / "samples.png")
     draw_table(results, out / "localisation.png")
     write(config, results, cases, out)
-
-
-def publish(workdir: Path) -> Path:
-    """Copies the report and its figures to the top of the working directory."""
-    for path in sorted((workdir / "stages" / "report").glob("*.*")):
-        if path.suffix in (".png", ".html"):
-            shutil.copyfile(path, workdir / path.name)
-    shutil.copyfile(workdir / "stages" / "measure" / "results.json", workdir / "results.json")
-    return workdir / "report.html"
 
 
 def draw_table(results: dict, path: Path) -> None:

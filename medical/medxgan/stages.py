@@ -148,7 +148,8 @@ def choose(positives: np.ndarray, margins: np.ndarray, count: int) -> np.ndarray
     rows = np.flatnonzero(positives)
     rows = rows[np.argsort(margins[rows] <= 0, kind="stable")]
     if len(rows) < count:
-        raise ValueError(f"{len(rows)} test images are positive, {count} are to be explained")
+        raise ValueError(f"{len(rows)} test images are positive, {count} are to be explained: "
+                         "lower config.explain.images")
     return rows[:count]
 
 

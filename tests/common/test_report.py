@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.report import Report
+from common.report import Report, publish
 
 VOID = {"meta", "img", "br", "link", "hr"}
 
@@ -133,3 +133,18 @@ def test_what_cannot_be_shown_is_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="x.npz"):
         report.figure(tmp_path / "x.npz")
+
+
+def test_what_is_published(tmp_path):
+    for name in ("report/report.html", "report/a.png", "report/stage.json", "measure/results.json",
+                 "draw/b.png"):
+        path = tmp_path / "stages" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    page = publish(tmp_path, "measure/results.json", stages=("draw", "report"))
+    assert page == tmp_path / "report.html"
+    found = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
+    assert found == {"report.html": "report/report.html", "a.png": "report/a.png",
+                     "b.png": "draw/b.png", "results.json": "measure/results.json"}
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, "measure/missing.csv")

@@ -93,7 +93,7 @@ def test_the_program_equals_single_steps(batch, start, mapped):
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
 def test_all_ways_to_run_agree(batch, start, mapped, mode):
     _, expected, metrics = mapped
-    mesh = population.mesh_for(len(TRIALS), jax.devices()) if mode == "sharded" else None
+    mesh = population.mesh_for(len(TRIALS)) if mode == "sharded" else None
     assert mesh is None or mesh.size == 4
     chunk = population.make_chunk(
         *NETS, METHOD, RECIPE, SCHEDULE, "map" if mesh else mode, mesh)
@@ -169,8 +169,7 @@ def test_shifts_and_mirror_images():
 
 
 def test_devices_divide_the_trials():
-    assert population.mesh_for(4).size == 1  # CPU devices are not used unless they are given
-    assert [population.mesh_for(n, jax.devices()).size for n in (3, 4, 6, 8)] == [3, 4, 3, 4]
+    assert [population.mesh_for(n).size for n in (3, 4, 6, 8)] == [3, 4, 3, 4]
 
 
 def test_mistakes_are_named():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from common import config as config_lib
 from common.config import ConfigError
 from tests.w2w import small
 from w2w import base, base_experiment, losses, models
@@ -24,6 +25,10 @@ def test_weights_to_start_from(tmp_path):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
             state.params[name], tree[name])  # stored in float16
+    missing = config_lib.load("configs/face_base.py:smoke")
+    missing.start = str(tmp_path / "b.safetensors")
+    with pytest.raises(ConfigError, match="config.start: there is no file .*b.safetensors"):
+        base_experiment.run(missing, tmp_path / "run")
     other = dataclasses.replace(small.MODEL, image_size=32)
     with pytest.raises(ConfigError, match="a.safetensors is a model of another architecture"):
         base_experiment.load_start(config, other)

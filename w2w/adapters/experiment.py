@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from common.config import ConfigError
+from common.report import publish
 from common.stages import Pipeline
 from w2w.adapters import base_model, photographs, planted
 from w2w.adapters import draw as drawing
@@ -46,7 +47,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         everything = (*everything, "draw")
     stages.stage("report", adapters_report.report, ConfigDict(), everything)
     print(f"adapters: {workdir / 'stages' / 'export' / 'adapters'}")
-    print(f"report: {adapters_report.publish(workdir)}")
+    page = publish(workdir, "report/results.json")
+    print(f"report: {page}")
 
 
 def _base(config: ConfigDict) -> dict[str, Any]:
