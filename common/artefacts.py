@@ -299,6 +299,23 @@ _TABLE = (
         terms="The package names no other terms for outlines and boxes; credit V7 Labs and NIH.",
     ),
     Artefact(
+        name="survset",
+        client="pip",
+        package="survset",
+        version="0.2.11",
+        filename="survset-0.2.11-py3-none-any.whl",
+        size=46_991_591,
+        sha256="43b71cfd96e764ef1708eaebcffc9cf6e5157babd69174d6484775ff0c88b229",
+        members={"SurvSet/resources/pickles/support2.pickle": "support2.pickle"},
+        content_sha256="9cdaa003ff58c85beb9c5bfba3928cc6c66f7d10cff665910c928044712ef8f7",
+        content="SUPPORT2: 9,105 seriously ill adults, variables of the first days, and survival",
+        licence="GPL-3.0 (as stated by the package)",
+        source="https://pypi.org/project/SurvSet/0.2.11/; Knaus et al., Annals of Internal "
+        "Medicine 1995, by way of the R package Hmisc's data sets",
+        terms="Research data published by Vanderbilt University's Department of Biostatistics; "
+        "cite Knaus et al. 1995.",
+    ),
+    Artefact(
         name="chest-radiograph",
         client="pip",
         package="pydicom-data",

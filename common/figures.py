@@ -142,7 +142,8 @@ def bars(
     Args:
       path: PNG file to write.
       names: One text below each bar or group of bars.
-      values: `[names]`, or name of a series to `[names]` for bars side by side.
+      values: `[names]`, or name of a series to `[names]` for bars side by side; NaN leaves a bar
+        out.
       errors: Half-lengths of error bars, in the form of `values`, or None.
       ylabel: Quantity and unit.
       title: Text above.
@@ -174,7 +175,7 @@ def bars(
         axes.set_xticks(range(len(names)), [_wrap(name) for name in names])
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.12)
-        if any(np.min(heights) < 0 for heights in series.values()):
+        if any(np.nanmin(heights) < 0 for heights in series.values()):
             axes.axhline(0, color="#8b909a", linewidth=0.8)
         _reference_lines(axes, hlines)
         _legend(axes, len(series))
@@ -308,7 +309,9 @@ def _colours() -> Iterator[str]:
 
 
 def _short(value: float) -> str:
-    """Three significant digits at most, without an exponent where it reads better."""
+    """Three significant digits at most, without an exponent where it reads better; NaN is empty."""
+    if value != value:
+        return ""
     size = abs(value)
     if value == 0 or 0.01 <= size < 1000:
         text = f"{value:.2f}" if size < 10 else f"{value:.3g}"

@@ -78,7 +78,25 @@ def make(
     total = sum(counts.values())
     shares = {name: count / total for name, count in counts.items()}
     rows = studies.split(anatomy.patients, shares, rng)
-    parts = {name: _part(config, anatomy, rows[name], counts[name], rng) for name in counts}
+    parts = {name: _part(config, anatomy, rows[name], rng.permutation(np.arange(count) % 2), rng)
+             for name, count in counts.items()}
+    studies.check_disjoint({name: np.unique(part.patients) for name, part in parts.items()})
+    return parts
+
+
+def with_lesions(
+    config: PhantomConfig, lesions: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, Phantoms]:
+    """As `make`, with a given number of lesions in each image (name to int ``[n]``).
+
+    Lesions may touch. The label is 1 where there is at least one.
+    """
+    anatomy = _anatomy(config)
+    total = sum(map(len, lesions.values()))
+    shares = {name: len(wanted) / total for name, wanted in lesions.items()}
+    rows = studies.split(anatomy.patients, shares, rng)
+    parts = {name: _part(config, anatomy, rows[name], wanted, rng)
+             for name, wanted in lesions.items()}
     studies.check_disjoint({name: np.unique(part.patients) for name, part in parts.items()})
     return parts
 
@@ -115,14 +133,14 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
 
 
 def _part(
-    config: PhantomConfig, anatomy: _Anatomy, rows: np.ndarray, count: int,
+    config: PhantomConfig, anatomy: _Anatomy, rows: np.ndarray, lesions: np.ndarray,
     rng: np.random.Generator,
 ) -> Phantoms:
-    side = config.size
+    side, count = config.size, len(lesions)
     images = np.empty((count, side, side), np.float32)
     healthy = np.empty_like(images)
     masks = np.zeros((count, side, side), bool)
-    labels = rng.permutation(np.arange(count) % 2).astype(np.int32)
+    labels = np.minimum(lesions, 1).astype(np.int32)
     chosen = rng.choice(rows, count)
     for i, row in enumerate(chosen):
         picture, region = _draw(config, anatomy, int(row), rng)
@@ -131,11 +149,12 @@ def _part(
         noise = config.noise * rng.normal(size=picture.shape)
         healthy[i] = picture + noise
         images[i] = healthy[i]
-        if labels[i]:
-            lesion, masks[i] = _lesion(config, region, rng)
+        for _ in range(lesions[i]):
+            lesion, where = _lesion(config, region, rng)
             images[i] += lesion
-            if rng.random() < config.shortcut:
-                images[i][corner(side)] = 1.0
+            masks[i] |= where
+        if labels[i] and rng.random() < config.shortcut:
+            images[i][corner(side)] = 1.0
     def scaled(x: np.ndarray) -> np.ndarray:
         return (np.clip(x, 0, 1) * 2 - 1)[..., None]
 

@@ -90,7 +90,7 @@ def read(
     for row in rows:
         path = table.parent / row[file]
         try:
-            images.append(square(_load(path), size))
+            images.append(square(load(path), size))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             bad.append((row[file], f"{type(error).__name__}: {error}"))
             continue
@@ -160,8 +160,8 @@ def check_disjoint(parts: Mapping[str, np.ndarray]) -> None:
                 )
 
 
-def _load(path: pathlib.Path) -> np.ndarray:
-    """One image as float32 ``[h, w]`` in [0, 1]."""
+def load(path: pathlib.Path) -> np.ndarray:
+    """One image as float32 ``[h, w]`` in [0, 1]: `.dcm` (or no suffix) is DICOM, else 8 bits."""
     if path.suffix.lower() in (".dcm", ""):
         return dicom.read(path).image
     with Image.open(path) as opened:

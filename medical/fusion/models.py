@@ -77,28 +77,62 @@ class FusionNet(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """Logits of an image alone: trunk, average, 128 (linear), 64 with rectifier, classes."""
+    """Logits of an image alone: trunk, average, 128 (linear), 64 with rectifier, classes.
+
+    `head` and `__call__` take the arguments of `FusionNet` and ignore the variables.
+    """
 
     trunk: nn.Module
     classes: int = 3
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = jnp.mean(self.trunk(images, train), axis=(1, 2))
-        x = nn.Dense(128, kernel_init=_GLOROT, name="first")(x)
-        x = nn.Dropout(0.2, deterministic=not train)(x)
-        x = nn.relu(nn.Dense(64, kernel_init=_GLOROT, name="second")(x))
-        return nn.Dense(self.classes, kernel_init=_GLOROT, name="out")(x)
+    def setup(self) -> None:
+        self.first = nn.Dense(128, kernel_init=_GLOROT)
+        self.second = nn.Dense(64, kernel_init=_GLOROT)
+        self.out = nn.Dense(self.classes, kernel_init=_GLOROT)
+        self.drop = nn.Dropout(0.2)
+
+    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Feature map of the trunk."""
+        return self.trunk(images, train)
+
+    def head(
+        self, found: jax.Array, clinical: jax.Array | None = None, present: Present | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Logits ``[batch, classes]`` from the feature map."""
+        del clinical, present
+        x = self.drop(self.first(jnp.mean(found, axis=(1, 2))), deterministic=not train)
+        return self.out(nn.relu(self.second(x)))
+
+    def __call__(
+        self, images: jax.Array, clinical: jax.Array | None = None, present: Present | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        return self.head(self.features(images, train), clinical, present, train)
 
 
 class ClinicalNet(nn.Module):
-    """Logits of clinical variables alone: 128 and 64 units with rectifiers, classes."""
+    """Logits of clinical variables alone: 128 and 64 units with rectifiers, classes.
+
+    `head` takes the arguments of `FusionNet` and ignores the feature map.
+    """
 
     classes: int = 3
 
-    @nn.compact
+    def setup(self) -> None:
+        self.first = nn.Dense(128, kernel_init=_GLOROT)
+        self.second = nn.Dense(64, kernel_init=_GLOROT)
+        self.out = nn.Dense(self.classes, kernel_init=_GLOROT)
+        self.drop = nn.Dropout(0.2)
+
+    def head(
+        self, found: jax.Array | None, clinical: jax.Array, present: Present | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Logits ``[batch, classes]`` of ``[batch, variables]``."""
+        del found, present
+        x = self.drop(nn.relu(self.first(clinical)), deterministic=not train)
+        return self.out(nn.relu(self.second(x)))
+
     def __call__(self, clinical: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.relu(nn.Dense(128, kernel_init=_GLOROT, name="first")(clinical))
-        x = nn.Dropout(0.2, deterministic=not train)(x)
-        x = nn.relu(nn.Dense(64, kernel_init=_GLOROT, name="second")(x))
-        return nn.Dense(self.classes, kernel_init=_GLOROT, name="out")(x)
+        return self.head(None, clinical, None, train)

@@ -32,15 +32,18 @@ def outline(mask: np.ndarray, factor: int) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, values: np.ndarray | None, mask: np.ndarray | None, factor: int = 4
+    image: np.ndarray, values: np.ndarray | None, mask: np.ndarray | None, factor: int = 4,
+    largest: float | None = None,
 ) -> np.ndarray:
-    """A grey image ``[h, w, c]`` with a map ``[h, w]`` (over its maximum) and a lesion's outline.
+    """A grey image ``[h, w, c]`` with a map ``[h, w]`` and a lesion's outline.
 
-    The map's opacity grows with its value, so that anatomy stays visible where it is low.
+    The map is shown over `largest`, by default its own maximum. Its opacity grows with its value,
+    so that anatomy stays visible where it is low.
     """
     picture = enlarge(grey(image), factor)
     if values is not None:
-        share = enlarge(values / max(float(values.max()), 1e-12), factor)
+        largest = float(values.max()) if largest is None else largest
+        share = enlarge(np.minimum(values / max(largest, 1e-12), 1), factor)
         colour = matplotlib.colormaps["inferno"](share)[..., :3]
         opacity = 0.25 + 0.75 * np.sqrt(share)[..., None]
         picture = opacity * colour + (1 - opacity) * picture

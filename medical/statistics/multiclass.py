@@ -137,3 +137,37 @@ def paired_bootstrap(
     beyond = min(np.mean(np.less_equal(values, 0)), np.mean(np.greater_equal(values, 0)))
     p = min(1.0, max(2 * float(beyond), 1 / resamples))
     return Difference(float(estimate), float(low), float(high), p, dropped)
+
+
+class Averages(NamedTuple):
+    """Averages over the classes, weighted by prevalence (as the paper of DeepCOVID-Fuse has them).
+
+    The weighted recall equals the accuracy.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def weighted_averages(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Averages:
+    """Precision, recall and F1 of each class, averaged with the classes' prevalence.
+
+    A class that is never predicted has precision 0, and F1 0.
+
+    Args:
+      labels: ``[n]`` in ``0 .. classes - 1``.
+      predictions: ``[n]`` likewise.
+      classes: their number.
+    """
+    labels, predictions = class_labels(labels, classes), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(f"{labels.shape} labels and {predictions.shape} predictions")
+    table = np.zeros((classes, classes))
+    np.add.at(table, (labels, predictions), 1)
+    hits, truth, said = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    precision = hits / np.maximum(said, 1)
+    recall = hits / np.maximum(truth, 1)
+    f1 = 2 * hits / np.maximum(truth + said, 1)
+    weights = truth / truth.sum()
+    return Averages(*(float(np.sum(weights * each)) for each in (precision, recall, f1)))

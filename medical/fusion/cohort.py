@@ -1,0 +1,137 @@
+"""Stage that provides the patients: real clinical rows with phantoms, or a user's own table.
+
+Each real patient of SUPPORT2 (`medical.data.support`) with a level of risk is given a chest phantom
+whose number of opacities is drawn from the law of that level. Variables and outcome are real; that
+image and variables belong together is made up: given the level they are independent.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from common import storage
+from medical.data import phantom, studies, support, variables
+from medical.fusion import missing, table
+
+Arrays = dict[str, np.ndarray]
+PARTS = table.PARTS
+
+
+def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
+    """Stage: one file for each part, and ``cohort.json``.
+
+    Each file has ``images`` ``[n, size, size, 1]`` in [-1, 1], ``clinical`` ``[n, columns]`` (see
+    `variables`), ``labels`` ``[n]``, ``has_image`` and ``has_clinical`` ``[n]``: what a patient is
+    taken to have, and ``complete`` ``[n]``: whether both are really there (always, where absence is
+    made up). Of phantoms there are also ``masks`` of the opacities, and ``pretrain.safetensors``.
+    """
+    del inputs
+    random = np.random.default_rng(config.seed)
+    if config.data.table:
+        parts, columns, bad = own(config, random)
+    else:
+        (parts, columns), bad = made(config, random), ()
+    has = parts["train"]["has_clinical"]
+    encoder = variables.fit({name: values[has] for name, values in columns["train"].items()})
+    for name in PARTS:
+        rows = parts[name]
+        # What stands for an absent row is decided later, see `missing.fill`.
+        rows["clinical"] = encoder.transform(columns[name], config.data.unseen)
+        storage.save_arrays(out / f"{name}.safetensors", rows)
+    if "pretrain" in parts:
+        storage.save_arrays(out / "pretrain.safetensors", parts["pretrain"])
+    train = parts["train"]
+    absent = {
+        kind: missing.association(train["labels"], ~train[f"has_{kind}"], random)._asdict()
+        for kind in ("image", "clinical")
+    }
+    storage.save_json(out / "cohort.json", {
+        "classes": list(config.data.classes),
+        "counts": {name: np.bincount(parts[name]["labels"],
+                                     minlength=len(config.data.classes)).tolist()
+                   for name in PARTS},
+        "variables": encoder.to_plain(),
+        "absence": absent,
+        "unreadable": [list(item) for item in bad],
+    })
+
+
+def made(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict]:
+    """SUPPORT2's patients with phantoms: arrays and variables of each part."""
+    patients = support.read(tuple(config.data.cuts))
+    counts = dict(config.counts)
+    total = sum(counts.values())
+    if total > len(patients.labels):
+        raise ValueError(f"config.counts: {total} patients wanted, SUPPORT2 has "
+                         f"{len(patients.labels)}")
+    order = np.split(random.permutation(len(patients.labels))[:total],
+                     np.cumsum(list(counts.values()))[:-1])
+    rows = dict(zip(counts, order, strict=True))
+    c = config.opacities
+    if len(c.share) != len(support.LEVELS):
+        raise ValueError(f"config.opacities.share: {len(c.share)} numbers for "
+                         f"{len(support.LEVELS)} levels")
+    lesions = {name: random.binomial(c.most, np.array(c.share)[patients.labels[chosen]])
+               for name, chosen in rows.items()}
+    # The trunk is pretrained on phantoms of yet other lungs: with one opacity or none.
+    lesions["pretrain"] = random.permutation(np.arange(config.pretrain.count) % 2)
+    phantoms = phantom.with_lesions(_phantom(config), lesions, random)
+    parts: dict = {"pretrain": {"images": phantoms["pretrain"].images,
+                                "labels": phantoms["pretrain"].labels}}
+    columns = {}
+    for name, chosen in rows.items():
+        labels = patients.labels[chosen]
+        parts[name] = {"images": phantoms[name].images, "labels": labels,
+                       "masks": phantoms[name].masks, "complete": np.ones(len(labels), bool),
+                       **absences(labels, config.absent, random)}
+        columns[name] = {key: values[chosen] for key, values in patients.columns.items()}
+    return parts, columns
+
+
+def absences(labels: np.ndarray, config: ConfigDict, random: np.random.Generator) -> Arrays:
+    """Which patients have which modality: ``has_image`` and ``has_clinical``, bool ``[n]``.
+
+    ``config.clinical`` holds the probability to lack the variables for each level, ``config.image``
+    to lack the image; nobody lacks both.
+    """
+    no_clinical = random.random(len(labels)) < np.array(config.clinical)[labels]
+    no_image = (random.random(len(labels)) < np.array(config.image)[labels]) & ~no_clinical
+    return {"has_image": ~no_image, "has_clinical": ~no_clinical}
+
+
+def own(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict, tuple]:
+    """The patients of the table ``config.data.table``, by part; each is in one part.
+
+    Raises:
+      FileNotFoundError, StudyError: see `table.read`; a level does not occur in a part.
+      PatientLeakError: the table's own parts share a patient.
+    """
+    c = config.data
+    found = table.read(
+        c.table, config.net.size, tuple(c.classes), file=c.file, patient=c.patient, label=c.label,
+        part=c.part, names=tuple(c.names))
+    if found.parts is None:
+        shares = dict(zip(PARTS, c.fractions, strict=True))
+        rows = studies.split(found.patients, shares, random)
+    else:
+        rows = {name: np.flatnonzero(found.parts == name) for name in PARTS}
+    studies.check_disjoint({name: np.unique(found.patients[chosen])
+                            for name, chosen in rows.items()})
+    parts, columns = {}, {}
+    for name, chosen in rows.items():
+        labels = found.labels[chosen]
+        lacking = sorted(set(range(len(c.classes))) - set(labels.tolist()))
+        if lacking:
+            raise studies.StudyError(
+                f"{c.table}: nobody of part {name!r} has level {c.classes[lacking[0]]!r}")
+        parts[name] = {"images": found.images[chosen], "labels": labels,
+                       "has_image": found.image[chosen], "has_clinical": found.clinical[chosen],
+                       "complete": (found.image & found.clinical)[chosen]}
+        columns[name] = {key: values[chosen] for key, values in found.columns.items()}
+    return parts, columns, found.bad
+
+
+def _phantom(config: ConfigDict) -> phantom.PhantomConfig:
+    return phantom.PhantomConfig(size=config.net.size, amplitude=tuple(config.opacities.amplitude),
+                                 noise=config.opacities.noise)
