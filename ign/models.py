@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
 
 KINDS = ("dcgan", "patch")
@@ -105,7 +106,7 @@ class Autoencoder(nn.Module):
         kernels = SIZES[c.size]
         finish = _finisher(c, x, labels, train)
         for index, kernel in enumerate(kernels):
-            conv = nn.Conv(
+            conv = Conv(
                 c.width * 2**index, (kernel, kernel), 2, 1, kernel_init=_INIT, name=f"down{index}"
             )
             x = finish(conv(x), f"down{index}", index > 0, 0.2)
@@ -150,15 +151,15 @@ class PatchAutoencoder(nn.Module):
         x = x.reshape(-1, cells, side, cells, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, cells, cells, side * side * c.channels)
         for name in ("down0", "down1"):
-            x = finish(nn.Conv(c.width, (3, 3), name=name)(x), name, True, 0.2)
+            x = finish(Conv(c.width, (3, 3), name=name)(x), name, True, 0.2)
         x = x.reshape(-1, cells * cells * c.width)
         x = nn.leaky_relu(nn.Dense(c.hidden, name="encode_hidden")(x), 0.2)
         x = nn.Dense(c.latent, name="encode")(x)
         x = nn.leaky_relu(nn.Dense(c.hidden, name="decode_hidden")(x), 0.2)
         x = nn.Dense(cells * cells * c.width, name="decode")(x).reshape(-1, cells, cells, c.width)
         x = finish(x, "decode", True, 0.0)
-        x = finish(nn.Conv(c.width, (3, 3), name="up1")(x), "up1", True, 0.0)
-        x = nn.Conv(side * side * c.channels, (3, 3), name="up0")(x)
+        x = finish(Conv(c.width, (3, 3), name="up1")(x), "up1", True, 0.0)
+        x = Conv(side * side * c.channels, (3, 3), name="up0")(x)
         x = x.reshape(-1, cells, cells, side, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, c.size, c.size, c.channels)
         return jnp.tanh(x) if c.output == "tanh" else x

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from common.nets.conv import conv_general_dilated
 
 __all__ = ["ConvTranspose2x", "conv_transpose_2x", "torch_padding"]
 
@@ -98,7 +99,7 @@ def conv_transpose_2x(
                 for phase, count, size in zip(
                     (rows, columns), counts, x.shape[1:3], strict=True)
             ]
-            outputs.append(lax.conv_general_dilated(
+            outputs.append(conv_general_dilated(
                 x, kernel[rows.first::2, columns.first::2], (1, 1), window,
                 dimension_numbers=_DIMENSIONS, precision=precision))
     y = jnp.stack(outputs, axis=3).reshape(x.shape[0], *counts, 2, 2, kernel.shape[3])

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import porting
+from common.nets.conv import Conv
 
 __all__ = ["DenseNet", "from_tensors"]
 
@@ -49,8 +50,8 @@ class DenseLayer(nn.Module):
         def norm(name: str, y: jax.Array) -> jax.Array:
             return nn.relu(_norm(self, train, name)(y))
 
-        y = nn.Conv(4 * self.growth, (1, 1), use_bias=False, name="conv1")(norm("norm1", x))
-        y = nn.Conv(self.growth, (3, 3), 1, 1, use_bias=False, name="conv2")(norm("norm2", y))
+        y = Conv(4 * self.growth, (1, 1), use_bias=False, name="conv1")(norm("norm1", x))
+        y = Conv(self.growth, (3, 3), 1, 1, use_bias=False, name="conv2")(norm("norm2", y))
         return jnp.concatenate([x, y], axis=-1)
 
 
@@ -82,7 +83,7 @@ class DenseNet(nn.Module):
         def norm(name: str, y: jax.Array) -> jax.Array:
             return nn.relu(_norm(self, train, name)(y))
 
-        x = nn.Conv(self.stem, (7, 7), 2, 3, use_bias=False, name="conv0")(x)
+        x = Conv(self.stem, (7, 7), 2, 3, use_bias=False, name="conv0")(x)
         x = nn.max_pool(norm("norm0", x), (3, 3), (2, 2), ((1, 1), (1, 1)))
         for number, layers in enumerate(self.blocks, 1):
             for index in range(1, layers + 1):
@@ -91,7 +92,7 @@ class DenseNet(nn.Module):
             if number < len(self.blocks):
                 half = x.shape[-1] // 2
                 x = norm(f"transition{number}_norm", x)
-                x = nn.Conv(half, (1, 1), use_bias=False, name=f"transition{number}_conv")(x)
+                x = Conv(half, (1, 1), use_bias=False, name=f"transition{number}_conv")(x)
                 x = nn.pooling.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
         x = norm("norm5", x)
         if not self.classes:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
 
 _DCGAN = nn.initializers.normal(0.02)
@@ -55,7 +56,7 @@ class Discriminator(nn.Module):
         if self.norm not in ("batch", "none"):
             raise ValueError(f"norm {self.norm!r}; known: batch, none")
         for i, width in enumerate(self.widths):
-            x = nn.Conv(width, (4, 4), 2, 1, use_bias=False, kernel_init=_DCGAN,
+            x = Conv(width, (4, 4), 2, 1, use_bias=False, kernel_init=_DCGAN,
                         name=f"conv{i}")(x)
             if self.norm == "batch":
                 x = nn.BatchNorm(not train, momentum=0.9, name=f"norm{i}")(x)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x
 
 _DCGAN = nn.initializers.normal(0.02)
@@ -38,7 +39,7 @@ class Classifier(nn.Module):
     classes: int = 2
 
     def setup(self) -> None:
-        self.convs = [nn.Conv(width, (3, 3), name=f"conv{i}") for i, width in
+        self.convs = [Conv(width, (3, 3), name=f"conv{i}") for i, width in
                       enumerate(self.widths)]
         self.dense = nn.Dense(self.classes)
 
@@ -66,7 +67,7 @@ class BrainClassifier(nn.Module):
     def setup(self) -> None:
         sizes = ((16, 3), (32, 6), (32, 6))
         self.convs = [
-            nn.Conv(width, (k, k), padding="VALID", use_bias=False, kernel_init=_DCGAN)
+            Conv(width, (k, k), padding="VALID", use_bias=False, kernel_init=_DCGAN)
             for width, k in sizes
         ]
         self.norms = [nn.BatchNorm(momentum=0.9, scale_init=_scale_init) for _ in sizes]
@@ -113,9 +114,9 @@ class Generator(nn.Module):
         x = x.reshape(-1, first, first, self.widths[0])
         for i, width in enumerate((*self.widths[1:], 16)):
             x = nn.leaky_relu(nn.GroupNorm(8, name=f"norm{i}")(x), 0.2)
-            x = depth_to_space(nn.Conv(4 * width, (3, 3), name=f"up{i}")(x))
+            x = depth_to_space(Conv(4 * width, (3, 3), name=f"up{i}")(x))
         x = nn.leaky_relu(nn.GroupNorm(8, name="norm")(x), 0.2)
-        return jnp.tanh(nn.Conv(self.channels, (3, 3), name="image")(x))
+        return jnp.tanh(Conv(self.channels, (3, 3), name="image")(x))
 
 
 class PaperGenerator(nn.Module):
@@ -162,7 +163,7 @@ class PaperDiscriminator(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for i, width in enumerate(self.widths):
             stride, padding = (2, 1) if i % 2 == 0 else (1, 0)
-            x = nn.Conv(width, (3, 3), stride, padding, use_bias=False, kernel_init=_DCGAN,
+            x = Conv(width, (3, 3), stride, padding, use_bias=False, kernel_init=_DCGAN,
                         name=f"conv{i}")(x)
             if i:
                 x = _batch_norm(train, f"norm{i}")(x)
@@ -198,5 +199,5 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 
 def _trunk(x: jax.Array, widths: tuple[int, ...]) -> jax.Array:
     for i, width in enumerate(widths):
-        x = nn.leaky_relu(nn.Conv(width, (4, 4), 2, 1, name=f"conv{i}")(x), 0.2)
+        x = nn.leaky_relu(Conv(width, (4, 4), 2, 1, name=f"conv{i}")(x), 0.2)
     return x.reshape(x.shape[0], -1)
