@@ -2,8 +2,8 @@
 
     python benchmarks/convolutions_in_loops.py
 
-Milliseconds a step (both gradients and an update of image and kernel), float32, best of five runs of
-the loop; beside them the same step outside of a loop.
+Milliseconds a step (both gradients and an update of image and kernel), float32, best of five runs
+of the loop; beside them the same step outside of a loop.
 """
 
 import time

@@ -4,8 +4,9 @@ Paper:    Dravid, Schiffers, Wu, Cossairt, Katsaggelos, "Investigating the Poten
           Auxiliary-Classifier GANs for Image Classification in Low Data Regimes", ICASSP 2022.
 Command:  python launch.py --config=configs/acgan.py
 Cost and numbers: medical/README.md.
-Variants: smoke (CI), mnist, paper (published widths, batch, optimiser and number of steps, for an
-          accelerator; the published subset sizes are not known, these are 10 to 1000).
+Variants: smoke (CI), mnist, digits (MNIST, 20 of each class, five seeds: the acceptance check),
+          paper (published widths, batch, optimiser and number of steps, for an accelerator; the
+          published subset sizes are not known, these are 10 to 1000).
 Own data: --config.data.source=FOLDER/table.csv (columns file, patient, label; split by patient).
 """
 
@@ -30,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(learning_rate=5e-4, penalty=10.0, double_softmax=False, real_statistics=True)
     )
     config.schedule = ConfigDict(
-        dict(num_steps=600, eval_every=50, batch_size=50, shift=2, flip=True)
+        dict(num_steps=400, eval_every=50, batch_size=50, shift=2, flip=True)
     )
     config.quick_compile = variant == "smoke"
     if variant in _CHANGES:
@@ -43,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 _CHANGES: dict[str, dict] = {
     "smoke": dict(
+        methods=("cnn", "acgan", "wacgan_gpt"),
         per_class=(2, 4),
         seeds=(0, 1),
         samples=4,
@@ -51,6 +53,13 @@ _CHANGES: dict[str, dict] = {
         schedule=dict(num_steps=4, eval_every=2, batch_size=8),
     ),
     "mnist": dict(data=dict(source="mnist", test_per_class=150), schedule=dict(flip=False)),
+    "digits": dict(
+        per_class=(20,),
+        seeds=(0, 1, 2, 3, 4),
+        methods=("cnn", "acgan", "wacgan_gp", "wacgan_gpt"),
+        data=dict(source="mnist", test_per_class=150),
+        schedule=dict(flip=False),
+    ),
     "paper": dict(
         per_class=(10, 50, 100, 500, 1000),
         seeds=(0, 1, 2, 3, 4),

@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Probability to lack the modality, by level.
     config.absent = ConfigDict(dict(clinical=(0.1, 0.1, 0.1), image=(0.05, 0.05, 0.05)))
     config.net = ConfigDict(
-        dict(size=64, channels=1, blocks=(4, 6), growth=12, stem=24, momentum=0.9,
+        dict(size=64, channels=1, blocks=(3, 4), growth=8, stem=16, momentum=0.9,
              image_width=64, clinical_width=128, width=128)
     )  # fmt: skip
     config.pretrain = ConfigDict(
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
                           stop_after=8, loss="cross_entropy"),
             head=dict(epochs=40, learning_rate=5e-3, batch_size=16, lower_after=3, stop_after=8,
                       loss="cross_entropy"),
-            whole=dict(epochs=12, learning_rate=2e-3, batch_size=16, lower_after=3, stop_after=6,
+            whole=dict(epochs=6, learning_rate=2e-3, batch_size=16, lower_after=2, stop_after=3,
                        loss="cross_entropy"),
         )
     )  # fmt: skip

@@ -18,6 +18,8 @@ PREDICTED = 0.8
 """Share of the classes that a classifier must predict at least once."""
 WITHIN = 0.05
 """How far the class head of a GAN may lie below the CNN in accuracy."""
+REPAIR = 0.005
+"""How far WAC-GAN-GPT may lie below AC-GAN, which it is meant to repair."""
 AGREEMENT = 0.7
 """Share of samples that a CNN must give the class asked for."""
 
@@ -212,4 +214,10 @@ def checks(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 value = float(np.mean(values))
                 found.append({"method": name, "what": what, "n": n, "value": value,
                               "holds": value >= limit})
+    accuracy = results["accuracy"]
+    if {"acgan", "wacgan_gpt"} <= accuracy.keys():
+        for n, row in accuracy["wacgan_gpt"].items():
+            gain = row["mean"] - accuracy["acgan"][n]["mean"]
+            found.append({"method": "wacgan_gpt", "what": "accuracy, points over AC-GAN", "n": n,
+                          "value": 100 * gain, "holds": gain >= -REPAIR})
     return found

@@ -73,7 +73,8 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
             for name, table in results["difference"].items() for n, row in table.items()],
             "Last columns: seeds whose McNemar test has an adjusted p below 0.05.")
     page.section("Checks", "Wanted of the class head of a GAN: at most "
-                 f"{100 * evaluate.WITHIN:.0f} points below the CNN; of its samples: agreement of "
+                 f"{100 * evaluate.WITHIN:.0f} points below the CNN, and WAC-GAN-GPT at most "
+                 f"{100 * evaluate.REPAIR:.1f} below AC-GAN; of its samples: agreement of "
                  f"{evaluate.AGREEMENT} and diversity of {evaluate.DIVERSITY}, or more (both as "
                  "said under Samples).")
     page.table(["", "", "of each class", "value", "holds"], [

@@ -105,7 +105,7 @@ def train_method(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None
             state = fit(state, train.make_epoch(net, recipe, config.population),
                         lambda _, batch=batch: batch, num_steps=recipe.epochs,
                         key=jax.random.key(config.seed), writer=writer, log_every=1, name=name,
-                        checkpointer=checkpointer, checkpoint_every=5)
+                        checkpointer=checkpointer, checkpoint_every=0 if name != "whole" else 4)
         variables, accuracy = state.best, state.accuracy
         log[name] = {"validation_accuracy": np.asarray(accuracy).tolist(),
                      "best_epoch": np.asarray(state.best_epoch).tolist(),

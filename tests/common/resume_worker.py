@@ -8,18 +8,20 @@ import pathlib
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+sys.modules["torch"] = None  # tensorboardX would import it, for a third of the time of a start
 
-from common import loop
-from common.checkpoint import Checkpointer
-from common.pipeline import train_iterator
-from common.train_state import TrainState
-from common.writer import Writer
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
-NUM_STEPS = 40
+from common import loop  # noqa: E402
+from common.checkpoint import Checkpointer  # noqa: E402
+from common.pipeline import train_iterator  # noqa: E402
+from common.train_state import TrainState  # noqa: E402
+from common.writer import Writer  # noqa: E402
+
+NUM_STEPS = 30
 
 
 def train_step(state, batch, key):

@@ -9,10 +9,12 @@ import pathlib
 import sys
 import time
 
-import jax
-import numpy as np
+sys.modules["torch"] = None  # tensorboardX would import it, for a third of the time of a start
 
-from common import distributed
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from common import distributed  # noqa: E402
 
 
 def main(folder: pathlib.Path, num_steps: int, pause: float) -> None:

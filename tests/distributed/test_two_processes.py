@@ -27,7 +27,12 @@ def _start(folder, devices, steps, cluster=(), pause=0.0):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "STEP_PAUSE": str(pause)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "STEP_PAUSE": str(pause),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # later starts find all programs
+        },
     )
 
 

@@ -94,11 +94,14 @@ def test_checks_hold_or_not():
         "difference": {"acgan": {"5": {"mean": -0.06}, "20": {"mean": -0.04}},
                        "cnn_augmented": {"5": {"mean": -0.5}, "20": {"mean": 0.0}}},
         "samples": {"acgan": {"agreement": {"5": [0.5, 0.6], "20": [0.7, 0.8]},
-                              "diversity": {"5": [0.6, 0.7], "20": [0.2, 0.3]}}}}
+                              "diversity": {"5": [0.6, 0.7], "20": [0.2, 0.3]}}},
+        "accuracy": {"acgan": {"5": {"mean": 0.6}, "20": {"mean": 0.7}}}}
     found = evaluate.checks(results)
     assert [row["holds"] for row in found] == [False, True, False, True, True, False]
     assert {row["method"] for row in found} == {"acgan"}
     assert found[0]["value"] == pytest.approx(-6.0)
+    results["accuracy"]["wacgan_gpt"] = {"5": {"mean": 0.596}, "20": {"mean": 0.69}}
+    assert [row["holds"] for row in evaluate.checks(results)[6:]] == [True, False]
 
 
 def test_methods():
