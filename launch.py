@@ -49,9 +49,9 @@ def main(config: config_lib.ConfigDict) -> None:
 
     from common import distributed, loop, xla_flags
 
-    xla_flags.prepare()
-    # For variants that take longer to compile than to run.
-    jax.config.update("jax_disable_most_optimizations", config.get("quick_compile", False))
+    quick = config.get("quick_compile", False)  # variants that take longer to compile than to run
+    xla_flags.prepare(quick)
+    jax.config.update("jax_disable_most_optimizations", quick)
     cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
         distributed.initialize(*cluster, auto=_DISTRIBUTED.value == "auto")

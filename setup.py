@@ -11,7 +11,7 @@ README = pathlib.Path(__file__).with_name("README.md")
 EXTRAS = {
     "w2w": ["diffusers>=0.40", "huggingface_hub>=1", "transformers>=5"],
     "keypoints": ["h5py>=3.12", "opencv-python-headless>=4.10", "pyyaml>=6"],
-    "medical": ["pydicom>=3"],
+    "medical": ["pydicom>=3", "scikit-learn>=1.6"],
     "meshgcn": [
         "fast-simplification>=0.1.9", "jraph>=0.0.6.dev0", "meshio>=5.3", "nibabel>=5.3"
     ],
@@ -26,13 +26,13 @@ EXTRAS["test"] = [
     "mlstatkit>=0.1.9",
     "mypy>=1.15",
     "open_clip_torch>=3.3",
+    "pandas>=2.2",
     "peft>=0.19",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "pytorch-pretrained-biggan==0.1.1",
     "ruff>=0.9",
     "scikit-image>=0.25",
-    "scikit-learn>=1.6",
     "statsmodels>=0.14.4",
     "timm>=1.0.20",
     "torch==2.13.0",

@@ -50,8 +50,7 @@ def rank_promotion():
         yield
 
 
-# The older code generator needs half of the time of the newer one at the lowest level of
-# optimisation (and more at the usual level); splitting a program for threads costs a fifth.
+# What `xla_flags.with_quick_flags` sets for a process, for the programs of a module.
 QUICK_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,

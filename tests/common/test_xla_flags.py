@@ -25,10 +25,19 @@ def test_flags(flags, version, expected):
     assert xla_flags.with_cpu_flags(flags, version) == expected
 
 
-def test_this_compiler_accepts_them():
+def test_quick_flags():
+    first, second = xla_flags.QUICK
+    assert xla_flags.with_quick_flags("--a=1", "0.10.2") == f"--a=1 {first} {second}"
+    name = first.split("=")[0]
+    assert xla_flags.with_quick_flags(f"{name}=true", "0.10.9") == f"{name}=true {second}"
+    assert xla_flags.with_quick_flags("--a=1", "0.12.0.1") == "--a=1"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_this_compiler_accepts_them(quick):
     """An unknown flag, or one that swallows the next, ends a process when the devices start."""
     code = (
-        "from common import xla_flags; xla_flags.prepare(); import jax; "
+        f"from common import xla_flags; xla_flags.prepare({quick}); import jax; "
         "x = jax.numpy.ones((1, 8, 8, 32)); k = jax.numpy.ones((3, 3, 32, 32)); "
         "f = jax.jit(lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'VALID', "
         "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))); "
