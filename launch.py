@@ -52,8 +52,8 @@ def main(config: config_lib.ConfigDict) -> None:
     quick = config.get("quick_compile", False)  # variants that take longer to compile than to run
     xla_flags.prepare(quick)
     jax.config.update("jax_disable_most_optimizations", quick)
-    cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
+        cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         distributed.initialize(*cluster, auto=_DISTRIBUTED.value == "auto")
     except ValueError as error:
         raise config_lib.ConfigError(f"cannot start several processes: {error}") from error

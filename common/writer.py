@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 JsonDict = dict[str, Any]
 
@@ -58,6 +57,9 @@ class Writer:
             if self.path.exists():  # a line cut short by a kill must not be continued
                 self._rewrite(read_jsonl(self.path))
             self._file = self.path.open("a", encoding="utf-8")
+            # Imports torch where that is installed, which takes seconds.
+            from tensorboardX import SummaryWriter
+
             self._board = SummaryWriter(str(self.path.parent / "tensorboard"))
 
     def begin(self, phase: str, step: int = 0) -> None:
