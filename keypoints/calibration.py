@@ -207,6 +207,7 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
     try:
         content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
     except (ValueError, NotImplementedError, OSError, MatReadError) as error:
+        # loadmat raises these for other formats, version 7.3, missing and truncated files.
         raise CalibrationError(f"{path} cannot be read as MATLAB 5 file: {error}") from error
     if "params" not in content:
         raise CalibrationError(f"{path} has no 'params', it has {sorted(content)}")

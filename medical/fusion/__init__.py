@@ -1,4 +1,4 @@
 """DeepCOVID-Fuse: an image and clinical variables in one classifier; either may be absent.
 
-Networks, policies for absent modalities and alarms; there is no training run of it yet.
+`experiment` runs ``configs/deepcovid_fuse.py``; `missing` has the policies for absent modalities.
 """

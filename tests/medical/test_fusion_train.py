@@ -51,6 +51,11 @@ def begun(net, patients, recipe, count=2):
     return jax.vmap(begin)(stack(variables, count), accuracy=jnp.full(count, -1.0))
 
 
+def batch_of(patients):
+    return {"train": patients, "valid": patients, "seed": jnp.asarray([0]),
+            "stand_in": stages.stand_in_of(patients, "mean")}
+
+
 def test_the_released_second_loss_is_binary_crossentropy_of_the_softmax():
     logits = jnp.asarray([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [90.0, -90.0, 0.0]])
     labels = jnp.asarray([0, 2, 1])
@@ -131,9 +136,7 @@ def test_rate_falls_and_training_stops_where_nothing_improves(patients):
     net = models.ClinicalNet(3)
     recipe = Recipe(20, 0.0, frozen=True, lower_after=2, stop_after=4)
     state = begun(net, patients, recipe, 1)
-    batch = {"train": patients, "valid": patients, "seed": jnp.asarray([0]),
-             "stand_in": stages.stand_in_of(patients, "mean")}
-    epoch = jax.jit(train.make_epoch(net, recipe, "map"))
+    batch, epoch = batch_of(patients), jax.jit(train.make_epoch(net, recipe, "map"))
     history = []
     for _ in range(7):
         state, _ = epoch(state, batch, jax.random.key(0))
@@ -150,9 +153,7 @@ def test_the_best_state_is_kept(patients):
     # A rate that destroys what it has learned.
     recipe = Recipe(4, 3.0, frozen=True, lower_after=99, stop_after=99)
     state = begun(net, patients, recipe, 1)
-    batch = {"train": patients, "valid": patients, "seed": jnp.asarray([0]),
-             "stand_in": stages.stand_in_of(patients, "mean")}
-    epoch = jax.jit(train.make_epoch(net, recipe, "map"))
+    batch, epoch = batch_of(patients), jax.jit(train.make_epoch(net, recipe, "map"))
     start = dict(accuracy=jnp.asarray([2.0]), best=jax.tree.map(jnp.copy, state.variables))
     kept, _ = epoch(state.replace(**start), batch, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, kept.best, start["best"])
