@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.w2w.test_lora import SD_BLOCKS, stable_diffusion_modules
+from tests.w2w.test_lora_layout import SD_BLOCKS, stable_diffusion_modules
 from w2w import adapters, lora
 from w2w.adapters import planted
 from w2w.adapters.formats import FORMATS, AdapterError, dotted, parse, spell
