@@ -1,6 +1,7 @@
 """The text-conditioned face model: autoencoder, UNet and text encoder as one pytree."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -162,6 +163,12 @@ def save(path: Path, model: FaceModel, params: dict, card: dict) -> None:
     temporary.rename(path)
 
 
+@functools.cache
+def _shapes(model: FaceModel) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the parameters by path; tracing the networks for them takes seconds."""
+    return flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+
+
 def load(path: Path) -> tuple[FaceModel, dict, dict]:
     """Reads ``(model, float32 parameters, card)`` written by :func:`save`.
 
@@ -179,7 +186,7 @@ def load(path: Path) -> tuple[FaceModel, dict, dict]:
             raise ValueError(f"{path}: no model description in the header")
         flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
     model = FaceModel.from_dict(json.loads(header["model"]))
-    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+    expected = _shapes(model)
     if set(expected) != set(flat):
         raise ValueError(f"{path}: tensors differ from the model: {set(expected) ^ set(flat)}")
     for name, tensor in flat.items():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from w2w.diffusion import flow
 
@@ -64,6 +65,25 @@ def test_guidance():
     one, other = jnp.ones((2, 2)), jnp.zeros((2, 2))
     np.testing.assert_array_equal(flow.guided(one, other, 1.0), one)
     np.testing.assert_array_equal(flow.guided(one, other, 3.0), 3 * one)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_sampler_equals_a_written_out_loop_of_heun_steps(steps):
+    noise = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
+
+    def denoise(x, times, t):  # depends on both forms of the time
+        return jnp.tanh(x * (1 + times.reshape(-1, 1, 1, 1))) * jnp.where(t > 0.5, 1.0, 0.7)
+
+    def velocity(x, t):
+        return (x - denoise(x, jnp.full((2,), t), t)) / max(float(t), flow.MIN_TIME)
+
+    grid = flow.time_grid(steps, 1.5)
+    x = noise
+    for t, s in zip(grid[:-2], grid[1:-1], strict=True):
+        first = velocity(x, t)
+        x = x + (s - t) * 0.5 * (first + velocity(x + (s - t) * first, s))
+    expected = denoise(x, jnp.full((2,), grid[-2]), grid[-2])
+    np.testing.assert_allclose(flow.sample(denoise, noise, steps, 1.5), expected, atol=1e-6)
 
 
 def test_times_are_logit_normal_and_spread_over_each_batch():
