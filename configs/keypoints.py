@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
             margin=0.2,
         )
     )
-    config.split = ConfigDict(dict(test_subjects=1, later=0.2, gap_seconds=0.2))
+    config.split = ConfigDict(dict(test_subjects=1, later=0.2, gap_seconds=1.0))
     config.model = ConfigDict(
         dict(
             keypoints=12,
@@ -52,27 +52,31 @@ def get_config(variant: str = "") -> ConfigDict:
             volume=(16, 32, 64),
             front_kernel=3,
             decoder=(48, 32, 24, 16),
-            sigmas=(0.3, 0.2, 0.1, 0.06),
+            sigmas=(0.0, 0.0, 0.1, 0.06),  # 0: not drawn at this level of the decoder
             aggregation="softmax",  # softmax, sum, mean or confidence
         )
     )
     config.train = ConfigDict(
         dict(
-            num_steps=600,
-            batch_size=4,
+            num_steps=400,
+            batch_size=3,
             learning_rate=2e-3,
             warmup=30,
             skeleton_rate=5.0,
             clip=10.0,
             separation=1.0,
-            separation_sigma=0.08,
+            separation_sigma=0.12,
             length=0.5,
-            length_start=250,
+            length_start=150,
             length_ramp=100,
             length_momentum=0.95,
-            rotation=0.0,
-            rotation_start=250,
-            rotation_ramp=100,
+            rotation=0.5,
+            rotation_start=0,
+            rotation_ramp=1,
+            silhouette=0.5,
+            coverage=0.5,
+            overlap=1.0,
+            turn=True,
             perceptual=0.0,
             view_dropout=0.1,
             window=1.5,
@@ -81,7 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint_every=100,
         )
     )
-    config.baseline = ConfigDict(dict(num_steps=600))  # 2-D heat maps + triangulation; 0: left out
+    config.baseline = ConfigDict(dict(num_steps=400))  # 2-D heat maps + triangulation; 0: left out
     config.supervised = ConfigDict(  # the same network on true joints; 0: left out
         dict(num_steps=600, batch_size=8, learning_rate=2e-3, warmup=30, log_every=20)
     )
@@ -109,13 +113,14 @@ _CHANGES: dict[str, dict] = {
         ),
         baseline=dict(num_steps=2),
         supervised=dict(num_steps=2, batch_size=4, warmup=1, log_every=2),
+        split=dict(gap_seconds=0.2),
         evaluate=dict(by_views=False),
     ),
     "rodent": dict(data=dict(source="rodent", subjects=4, frames=400)),
     "pose2sim": dict(
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
-        split=dict(test_subjects=0, later=0.25),
+        split=dict(test_subjects=0, later=0.25, gap_seconds=0.5),
     ),
     "folder": dict(
         data=dict(source="folder"), split=dict(test_subjects=0, later=0.2),
@@ -126,10 +131,11 @@ _CHANGES: dict[str, dict] = {
         model=dict(
             keypoints=20, voxels=64, features=32, encoder=(32, 64, 128, 192), blocks=2,
             pyramid=96, volume=(32, 64, 128, 128), front_kernel=5, decoder=(192, 128, 64, 32),
+            sigmas=(0.0, 0.0, 0.1, 0.04),
         ),
         train=dict(
             num_steps=12_000, batch_size=8, learning_rate=1e-3, warmup=300, length_start=3000,
-            length_ramp=1000, rotation_start=3000, checkpoint_every=1000,
+            length_ramp=1000, checkpoint_every=1000,
         ),
         baseline=dict(num_steps=12_000),
         supervised=dict(num_steps=6000, warmup=300),

@@ -122,6 +122,28 @@ def move(seed: int, frames: int, rate: float = 30.0, proportions: float = 0.12) 
     return Clip(joints, joints[:, bones[:, 1]], joints[:, bones[:, 0]], radii)
 
 
+_HOOD, _FUR, _SKIN = (0.16, 0.13, 0.11), (0.80, 0.76, 0.68), (0.82, 0.52, 0.46)
+
+
+def colours() -> np.ndarray:
+    """Colour of each capsule, RGB in [0, 1] `[capsules, 3]`: a hooded (Long-Evans) rat.
+
+    Head and shoulders are dark, the rest of the fur is pale, tail, paws and ears are bare skin.
+    Left and right are the same.
+    """
+    found = []
+    for joint in RAT:
+        if joint.parent < 0:
+            continue
+        if any(part in joint.name for part in ("tail middle", "tail tip", "paw", "ear")):
+            found.append(_SKIN)
+        elif joint.name in ("chest", "neck", "head", "nose") or joint.name.startswith("fore hip"):
+            found.append(_HOOD)
+        else:
+            found.append(_FUR)
+    return np.asarray(found)
+
+
 def bones() -> np.ndarray:
     """Pairs (joint, parent), int `[bones, 2]`."""
     return np.asarray([(i, j.parent) for i, j in enumerate(RAT) if j.parent >= 0], np.int32)

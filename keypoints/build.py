@@ -93,10 +93,11 @@ def fit(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     recording, _, cameras = load_rig(inputs)
     split = data.split(recording, config.split.test_subjects, config.split.later)
     gap = max(1, round(config.split.gap_seconds * recording.rate))
-    pairs = data.Pairs(recording, split.train, gap)
+    own = recipe(config)
+    masks = load_masks(inputs["record"]) if own.silhouette or own.coverage else None
+    pairs = data.Pairs(recording, split.train, gap, masks)
     model = KeypointNet(model_config(config, config.lifting))
     model.config.check_images(*recording.images.shape[2:4])
-    own = recipe(config)
     features = None
     if own.perceptual:
         weights = lpips.load_params("vgg")["features"]

@@ -118,10 +118,8 @@ def capsules(config: ConfigDict, seed: int) -> Recording:
     images, joints = [], []
     for subject in range(config.subjects):
         clip = agent.move(1000 * seed + subject, config.frames, config.rate)
-        fur = np.random.default_rng([seed, subject]).uniform(0.9, 1.1)
-        shades = np.linspace(0.0, 1.0, len(clip.radii))[:, None]
-        colours = fur * (np.array([0.46, 0.32, 0.2]) + 0.12 * shades)
-        # one picture a capsule: left and right have the same colour
+        brightness = np.random.default_rng([seed, subject]).uniform(0.9, 1.1)
+        colours = np.minimum(brightness * agent.colours(), 1.0)
         images.append(
             render.render(
                 calibration.cameras, clip.starts, clip.ends, clip.radii, colours, config.oversample
@@ -206,20 +204,26 @@ def split(recording: Recording, test_subjects: int, later: float) -> Split:
 class Pairs(Sequence):
     """Random-access pairs of frames `gap` apart within one sequence, both from `frames`.
 
-    An item is `{"first", "second"}`, uint8 `[views, height, width, 3]`.
+    An item is `{"first", "second"}`, uint8 `[views, height, width, 3]`; with `masks`, bool
+    `[frames, views, height, width]`, also `{"first_mask", "second_mask"}`.
 
     Raises:
         ValueError: no sequence is longer than the gap.
     """
 
-    def __init__(self, recording: Recording, frames: np.ndarray, gap: int) -> None:
+    def __init__(
+        self, recording: Recording, frames: np.ndarray, gap: int, masks: np.ndarray | None = None
+    ) -> None:
         allowed = np.zeros(len(recording.sequence) + gap, bool)
         allowed[frames] = True
         sequence = np.concatenate([recording.sequence, np.full(gap, -1, np.int32)])
         starts = np.asarray(frames)
         same = sequence[starts] == sequence[starts + gap]
         self._starts = starts[same & allowed[starts + gap]]
-        self._images, self._gap = recording.images, gap
+        self._gap = gap
+        self._arrays = {"": recording.images}
+        if masks is not None:
+            self._arrays["_mask"] = masks
         if not len(self._starts):
             raise ValueError(f"no two of {len(frames)} training frames are {gap} frames apart")
 
@@ -228,13 +232,21 @@ class Pairs(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         start = self._starts[index]
-        return {"first": self._images[start], "second": self._images[start + self._gap]}
+        return {
+            which + name: array[place]
+            for name, array in self._arrays.items()
+            for which, place in (("first", start), ("second", start + self._gap))
+        }
 
 
 def swap_at_random(example: Any, generator: np.random.Generator) -> Any:
     """Reverses time in half of the pairs."""
     if generator.random() < 0.5:
-        return {"first": example["second"], "second": example["first"]}
+        other = {"first": "second", "second": "first"}
+        return {
+            other[name.removesuffix("_mask")] + ("_mask" if name.endswith("_mask") else ""): value
+            for name, value in example.items()
+        }
     return example
 
 

@@ -132,15 +132,21 @@ def length_consistency(
 
 
 def rotation(points: jax.Array, turned: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Equivariance: keypoints found in the turned world against the turned keypoints (detached).
+    """Equivariance: keypoints found in the turned world against the turned keypoints.
+
+    The squared distance over the keypoints' mean square distance from their centroid: 2 where the
+    two have nothing to do with each other. It is what tells parts of the animal from directions of
+    the world: "the northernmost point" draws the animal as well as "the head".
 
     Args:
         points: `[frames, keypoints, 3]`, found in the volume.
         turned: `[frames, keypoints, 3]`, found after the world was turned by `matrix`.
         matrix: `[3, 3]`.
     """
-    goal = jnp.einsum("ij,fkj->fki", matrix, jax.lax.stop_gradient(points), precision="highest")
-    return jnp.mean(jnp.sum(jnp.square(turned - goal), axis=-1))
+    goal = jnp.einsum("ij,fkj->fki", matrix, points, precision="highest")
+    centred = points - points.mean(axis=1, keepdims=True)
+    spread = jax.lax.stop_gradient(jnp.mean(jnp.sum(jnp.square(centred), axis=-1)))
+    return jnp.mean(jnp.sum(jnp.square(turned - goal), axis=-1)) / (spread + 1e-3)
 
 
 def ramp(step: jax.Array, start: int, length: int) -> jax.Array:

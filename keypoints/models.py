@@ -20,6 +20,7 @@ from keypoints.norms import GroupNorm
 from keypoints.v2v import V2V, soft_argmax
 
 LIFTINGS = ("volume", "triangulation")
+HEAT_STRIDE = 4  # pixels of the image in one of the pyramid's maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,9 @@ class ModelConfig:
         front_kernel: size of its first kernel.
         decoder: channels at strides from that of the appearance on, halving; the last is the
             stride of the predicted change.
-        sigmas: width of a line in the map at each decoder level, half long sides of the image.
+        sigmas: width of a line in the map at each decoder level, half long sides of the image; 0
+            draws none there. A decoder that sees the skeleton at coarse levels can read any smooth
+            code of the pose from it; one that sees it at fine levels only needs it in its place.
         aggregation: how views are combined, see `unprojection.unproject`.
         lifting: "volume", or "triangulation" of 2-D heat maps (the baseline).
     """
@@ -62,6 +65,8 @@ class ModelConfig:
             raise ValueError(f"unknown aggregation {self.aggregation!r}")
         if self.keypoints < 2 or len(self.encoder) < 2:
             raise ValueError("at least 2 keypoints and 2 encoder strides are needed")
+        if not any(sigma > 0 for sigma in self.sigmas):
+            raise ValueError("the skeleton is drawn at no level")
         if len(self.decoder) != len(self.sigmas) or len(self.decoder) > len(self.encoder):
             raise ValueError(
                 f"{len(self.decoder)} decoder levels, {len(self.sigmas)} line widths and"
@@ -92,6 +97,23 @@ class Keypoints(struct.PyTreeNode):
     points: Any
     covariance: Any
     confidence: Any
+
+
+class Prediction(struct.PyTreeNode):
+    """What the network says of pairs of frames.
+
+    Attributes:
+        first, second: keypoints of either frame.
+        change: between them, in every view, `[pairs, views, h, w]`.
+        heat: logits of the heat maps of all first, then all second frames,
+            `[2 pairs, voxels, keypoints]`, or `[2 pairs, views, pixels, keypoints]` where 2-D maps
+            are triangulated.
+    """
+
+    first: Keypoints
+    second: Keypoints
+    change: Any
+    heat: Any
 
 
 class Residual(nn.Module):
@@ -158,13 +180,14 @@ class Decoder(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, appearance: jax.Array, maps: list[jax.Array]) -> jax.Array:
+    def __call__(self, appearance: jax.Array, maps: list[jax.Array | None]) -> jax.Array:
         x = appearance
         for level, (channels, drawn) in enumerate(zip(self.config.decoder, maps, strict=True)):
             if level:
-                shape = (x.shape[0], *drawn.shape[1:3], x.shape[-1])
+                shape = (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3])
                 x = jax.image.resize(x, shape, "bilinear")
-            x = jnp.concatenate([x, drawn], axis=-1)
+            if drawn is not None:
+                x = jnp.concatenate([x, drawn], axis=-1)
             x = nn.Conv(channels, (3, 3), use_bias=False, name=f"conv{level}")(x)
             x = nn.relu(GroupNorm(name=f"norm{level}")(x))
         x = nn.Conv(channels, (3, 3), use_bias=False, name="last")(x)
@@ -193,19 +216,21 @@ class KeypointNet(nn.Module):
 
     def lift(
         self, features: list[jax.Array], cameras: Cameras, present: jax.Array
-    ) -> Keypoints:
-        """Keypoints from encoder features `[frames * views, h, w, c]` at all strides."""
+    ) -> tuple[Keypoints, jax.Array]:
+        """Keypoints, and logits as in `Prediction`, from encoder features at all strides."""
         c = self.config
         maps = self.pyramid(features)
         maps = maps.reshape(*present.shape, *maps.shape[1:])
         if c.lifting == "triangulation":
             points, covariance, confidence = lifting.triangulate(maps, cameras, present)
-            return Keypoints(points, covariance, confidence)
+            heat = maps.reshape(*present.shape, -1, c.keypoints)
+            return Keypoints(points, covariance, confidence), heat
         weights = maps[..., c.features :] if c.aggregation == "confidence" else None
         volume = unprojection.unproject(
             maps[..., : c.features], cameras, c.voxels, present, c.aggregation, weights
         )
-        return Keypoints(*soft_argmax(self.v2v(volume)))
+        logits = self.v2v(volume)
+        return Keypoints(*soft_argmax(logits)), logits.reshape(len(logits), -1, c.keypoints)
 
     def keypoints(self, images: jax.Array, cameras: Cameras, present: jax.Array) -> Keypoints:
         """Keypoints of every frame.
@@ -216,38 +241,37 @@ class KeypointNet(nn.Module):
             present: `[frames, views]`, 1 where the view was recorded.
         """
         flat = images.reshape(-1, *images.shape[2:])
-        return self.lift(self.encoder(flat), cameras, present)
+        return self.lift(self.encoder(flat), cameras, present)[0]
 
     def __call__(
         self, first: jax.Array, second: jax.Array, cameras: Cameras, present: jax.Array
-    ) -> tuple[Keypoints, Keypoints, jax.Array]:
+    ) -> Prediction:
         """Keypoints of both frames of each pair and the predicted change in every view.
 
         Args:
             first, second: `[pairs, views, height, width, 3]`.
             cameras: `[views]`.
             present: `[pairs, views]`.
-
-        Returns:
-            (keypoints of the first, of the second frame, change `[pairs, views, h, w]`).
         """
         count, views, height, width, _ = first.shape
         self.config.check_images(height, width)
         both = jnp.concatenate([first, second])
         features = self.encoder(both.reshape(-1, height, width, 3))
-        found = self.lift(features, cameras, jnp.concatenate([present, present]))
+        found, heat = self.lift(features, cameras, jnp.concatenate([present, present]))
         one = jax.tree.map(lambda leaf: leaf[:count], found)
         two = jax.tree.map(lambda leaf: leaf[count:], found)
         appearance = features[-1][: count * views]
         maps = self.draw(found.points, cameras, appearance.shape[1:3])
         change = self.decoder(appearance, maps)
-        return one, two, change.reshape(count, views, *change.shape[1:])
+        return Prediction(one, two, change.reshape(count, views, *change.shape[1:]), heat)
 
-    def draw(self, points: jax.Array, cameras: Cameras, coarsest: tuple) -> list[jax.Array]:
+    def draw(
+        self, points: jax.Array, cameras: Cameras, coarsest: tuple
+    ) -> list[jax.Array | None]:
         """Skeleton maps of pairs (first half, second half of the frames) at the decoder's levels.
 
         Returns:
-            For each level `[pairs * views, h, w, 2]`.
+            For each level `[pairs * views, h, w, 2]`, or None where its sigma is 0.
         """
         frames, count, _ = points.shape
         pixels, depth = cameras_lib.project(cameras, points.reshape(-1, 3))
@@ -257,8 +281,11 @@ class KeypointNet(nn.Module):
         place = place.reshape(views, frames, count, 2).transpose(1, 0, 2, 3).reshape(-1, count, 2)
         seen = (depth > 0).reshape(views, frames, count).transpose(1, 0, 2).reshape(-1, count)
         weights = jax.nn.softplus(self.skeleton)
-        maps = []
+        maps: list[jax.Array | None] = []
         for level, sigma in enumerate(self.config.sigmas):
+            if sigma == 0:
+                maps.append(None)
+                continue
             shape = (coarsest[0] * 2**level, coarsest[1] * 2**level)
             drawn = edges.draw(place, weights, shape, sigma, seen)
             drawn = drawn.reshape(2, frames // 2 * views, *shape)

@@ -12,9 +12,9 @@ from flax import struct
 from common import rng
 from common.train_state import TrainState
 from keypoints import cameras as cameras_lib
-from keypoints import edges, losses
+from keypoints import edges, heatmaps, losses
 from keypoints.cameras import Cameras
-from keypoints.models import KeypointNet
+from keypoints.models import HEAT_STRIDE, KeypointNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Recipe:
         length_momentum: of the running mean lengths.
         rotation, rotation_start, rotation_ramp: weight and curriculum of the equivariance loss; 0
             leaves it out, with its cost.
+        silhouette: weight of the heat maps' mass on what moves; the batch then has masks.
+        coverage: weight of what moves being covered by the heat maps; needs masks, too.
+        overlap: weight of the heat maps' similarity; 0 leaves it out.
+        turn: whether each step turns the world about the vertical axis by a random angle.
         perceptual: weight of the perceptual reconstruction; 0 leaves it out.
         view_dropout: probability that a view is hidden from the lifting (two always stay).
         window, smooth: sigmas of the change's window and blur, pixels.
@@ -51,6 +55,10 @@ class Recipe:
     rotation: float = 0.0
     rotation_start: int = 300
     rotation_ramp: int = 100
+    silhouette: float = 0.0
+    coverage: float = 0.0
+    overlap: float = 0.0
+    turn: bool = False
     perceptual: float = 0.0
     view_dropout: float = 0.1
     window: float = 1.5
@@ -140,8 +148,9 @@ def make_train_step(
         cameras: `[views]`, world = volume.
         features: of the perceptual loss, needed where its weight is not 0.
 
-    The batch has `first` and `second` uint8 `[pairs, views, h, w, 3]` and may have `present`
-    `[pairs, views]` (1 where a view was recorded; all by default).
+    The batch has `first` and `second` uint8 `[pairs, views, h, w, 3]`, for the silhouette loss also
+    `first_mask` and `second_mask` bool `[pairs, views, h, w]`, and may have `present` `[pairs,
+    views]` (1 where a view was recorded; all by default).
     """
     if recipe.perceptual and features is None:
         raise ValueError("the perceptual loss has a weight but no network")
@@ -157,16 +166,19 @@ def make_train_step(
         shown = hide_views(rng.stream(key, "views"), present, recipe.view_dropout)
         step = state.inner.step
         started = step > 0
+        rig = cameras
+        if recipe.turn:
+            angle = jax.random.uniform(rng.stream(key, "turn"), (), maxval=2 * jnp.pi)
+            rig = cameras_lib.transform(cameras, yaw(angle), jnp.zeros(3))
 
         def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
-            found: Any = model.apply({"params": params}, first, second, cameras, shown)
-            one, two, change = found
-            points = jnp.concatenate([one.points, two.points])
+            found: Any = model.apply({"params": params}, first, second, rig, shown)
+            points = jnp.concatenate([found.first.points, found.second.points])
             now = edges.lengths(jax.lax.stop_gradient(points)).mean(axis=0)
             running = jnp.where(started, state.lengths, now)
             length, now = losses.length_consistency(points, running, params["skeleton"])
             terms = {
-                "reconstruction": losses.reconstruction(change, target, present),
+                "reconstruction": losses.reconstruction(found.change, target, present),
                 "separation": losses.separation(points, recipe.separation_sigma),
                 "length": length,
             }
@@ -176,18 +188,36 @@ def make_train_step(
                 "length": recipe.length
                 * losses.ramp(step, recipe.length_start, recipe.length_ramp),
             }
+            if recipe.silhouette or recipe.coverage:
+                masks = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
+                twice = jnp.concatenate([present, present])
+                if model.config.lifting == "volume":
+                    inside = heatmaps.soft_hull(masks, rig, model.config.voxels, twice)
+                else:
+                    side = (first.shape[2] // HEAT_STRIDE, first.shape[3] // HEAT_STRIDE)
+                    inside = heatmaps.soft_masks(masks, side) * twice[..., None]
+                terms["silhouette"] = heatmaps.silhouette(found.heat, inside)
+                weights["silhouette"] = recipe.silhouette
+                terms["coverage"] = heatmaps.coverage(found.heat, inside)
+                weights["coverage"] = recipe.coverage
+            if recipe.overlap:
+                terms["overlap"] = heatmaps.overlap(found.heat)
+                weights["overlap"] = recipe.overlap
             if recipe.perceptual and features is not None:
-                flat = [x.reshape(-1, *x.shape[2:]) for x in (change, target)]
+                flat = [x.reshape(-1, *x.shape[2:]) for x in (found.change, target)]
                 terms["perceptual"] = losses.perceptual(flat[0], flat[1], features)
                 weights["perceptual"] = recipe.perceptual
             if recipe.rotation:
-                angle = jax.random.uniform(rng.stream(key, "yaw"), (), maxval=2 * jnp.pi)
+                # a small angle would say little of what does not turn
+                angle = jax.random.uniform(
+                    rng.stream(key, "yaw"), (), minval=0.25 * jnp.pi, maxval=1.75 * jnp.pi
+                )
                 matrix = yaw(angle)
-                moved = cameras_lib.transform(cameras, matrix, jnp.zeros(3))
+                moved = cameras_lib.transform(rig, matrix, jnp.zeros(3))
                 turned: Any = model.apply(
                     {"params": params}, first, moved, shown, method=KeypointNet.keypoints
                 )
-                terms["rotation"] = losses.rotation(one.points, turned.points, matrix)
+                terms["rotation"] = losses.rotation(found.first.points, turned.points, matrix)
                 weights["rotation"] = recipe.rotation * losses.ramp(
                     step, recipe.rotation_start, recipe.rotation_ramp
                 )

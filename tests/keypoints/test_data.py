@@ -20,6 +20,12 @@ def test_motion_is_smooth_rigid_and_stays_near():
     np.testing.assert_array_equal(agent.move(3, 90).joints, clip.joints)
     assert np.abs(agent.move(4, 90).joints - clip.joints).max() > 10
     assert len(agent.names()) == clip.joints.shape[1]
+    # one colour a capsule: head and tail differ, left and right do not
+    colours = dict(zip(np.asarray(agent.names())[bones[:, 0]], agent.colours(), strict=True))
+    assert len(colours) == len(clip.radii)
+    assert np.abs(colours["head"] - colours["tail tip"]).max() > 0.3
+    for name, colour in colours.items():
+        np.testing.assert_array_equal(colour, colours[name.replace("left", "right")])
 
 
 def test_a_rendered_ball_lies_where_the_camera_says():
@@ -80,6 +86,10 @@ def test_split_and_pairs_do_not_leak():
     pairs = data.Pairs(own, split.train, 2)
     assert len(pairs) == 7  # starts 0 .. 6: the second frame is a training frame too
     np.testing.assert_array_equal(pairs[6]["second"], own.images[8])
+    marks = np.arange(24)
+    masked = data.Pairs(own, split.train, 2, marks)[6]
+    assert masked["first_mask"] == 6 and masked["second_mask"] == 8
+    np.testing.assert_array_equal(masked["first"], own.images[6])
     across = data.Pairs(own, np.arange(24), 5)
     assert len(across) == 14  # never from one sequence into the next
     with pytest.raises(ValueError, match="12 frames apart"):
@@ -101,3 +111,7 @@ def test_time_is_reversed_in_half_of_the_pairs():
     generator = np.random.default_rng(0)
     swapped = sum(data.swap_at_random(pair, generator)["first"] == 2 for _ in range(400))
     assert 150 < swapped < 250
+    masked = {"first": 1, "second": 2, "first_mask": 3, "second_mask": 4}
+    both = [data.swap_at_random(masked, generator) for _ in range(50)]
+    other = {"first": 2, "second": 1, "first_mask": 4, "second_mask": 3}
+    assert masked in both and other in both and all(found in (masked, other) for found in both)

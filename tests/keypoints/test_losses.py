@@ -94,6 +94,9 @@ def test_rotation_loss_is_zero_for_equivariant_keypoints():
     turned = points @ turn.T
     assert losses.rotation(points, turned, turn) < 1e-10
     assert losses.rotation(points, points, turn) > 0.1
+    # in shares of the keypoints' spread: no units, and about 2 for unrelated points
+    one, two = losses.rotation(points, points, turn), losses.rotation(9 * points, 9 * points, turn)
+    np.testing.assert_allclose(one, two, rtol=5e-3)
 
 
 @pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (10, 0.0), (15, 0.5), (99, 1.0)])

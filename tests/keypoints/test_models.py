@@ -80,7 +80,7 @@ def test_units_and_pose_of_the_world_do_not_matter(scene):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(lifting="triangulation"), dict(aggregation="confidence")],
+    [dict(lifting="triangulation"), dict(aggregation="confidence", sigmas=(0.0, 0.2, 0.0))],
 )
 def test_variants_give_finite_gradients(scene, change):
     _, rig, _, _, images, _ = scene
@@ -90,9 +90,10 @@ def test_variants_give_finite_gradients(scene, change):
     @jax.jit
     @jax.grad
     def gradient(params):
-        one, two, changed = model.apply(
+        found = model.apply(
             {"params": params}, images[:2], images[1:], rig, jnp.ones((2, 3)))
-        return jnp.sum(one.points) + jnp.sum(two.confidence) + jnp.sum(jnp.square(changed))
+        total = jnp.sum(found.first.points) + jnp.sum(found.second.confidence)
+        return total + jnp.sum(jnp.square(found.change))
 
     norms = jax.tree.map(lambda g: float(jnp.abs(g).max()), gradient(params))
     assert all(np.isfinite(n) for n in jax.tree.leaves(norms))
@@ -115,6 +116,8 @@ def test_bad_sizes_are_refused():
         CONFIG.check_images(36, 32)
     with pytest.raises(ValueError, match="unknown lifting"):
         dataclasses.replace(CONFIG, lifting="magic")
+    with pytest.raises(ValueError, match="drawn at no level"):
+        dataclasses.replace(CONFIG, sigmas=(0.0, 0.0, 0.0))
     with pytest.raises(ValueError, match="do not fit"):
         dataclasses.replace(CONFIG, sigmas=(0.1,))
     assert CONFIG.change_stride == 2

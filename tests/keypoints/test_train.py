@@ -1,5 +1,7 @@
 """The step: it learns, resumes, hides views, and keeps to its curricula."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,19 +60,30 @@ def test_views_are_hidden_and_two_stay():
 
 
 @pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
-def test_rotation_and_perceptual_terms_enter(setting):
+def test_all_terms_enter_with_their_weights(setting):
     params, batch, _ = setting
     own = recording(frames=24)
     rig = data.on_device(cube().cameras(own.calibration.cameras))
     recipe = train.Recipe(
-        num_steps=5, rotation=1.0, rotation_start=0, rotation_ramp=1, perceptual=1.0)
+        num_steps=5, rotation=1.0, rotation_start=-1, rotation_ramp=1, perceptual=1.0,
+        silhouette=0.5, coverage=0.7, overlap=2.0, turn=True)
 
     def features(x):
         return [x[:, ::2, ::2], jnp.square(x)]
 
     step = jax.jit(train.make_train_step(KeypointNet(CONFIG), recipe, rig, features))
-    _, metrics = step(train.init_state(params, recipe), batch, jax.random.key(0))
-    assert metrics["rotation"] > 0 and metrics["perceptual"] > 0
+    bright = {f"{name}_mask": batch[name].min(axis=-1) > 150 for name in ("first", "second")}
+    assert bright["first_mask"].any(axis=(-1, -2)).all()
+    state = train.init_state(params, recipe)
+    _, metrics = step(state, batch | bright, jax.random.key(0))
+    terms = {"reconstruction": 1.0, "separation": 1.0, "rotation": 1.0, "perceptual": 1.0,
+             "silhouette": 0.5, "coverage": 0.7, "overlap": 2.0}  # fmt: skip
+    assert all(metrics[name] > 0 for name in terms)
+    total = sum(weight * float(metrics[name]) for name, weight in terms.items())
+    assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
+    # another angle, another view of the volume
+    _, other = step(state, batch | bright, jax.random.key(1))
+    assert abs(float(other["silhouette"] - metrics["silhouette"])) > 1e-6
     with pytest.raises(ValueError, match="no network"):
         train.make_train_step(KeypointNet(CONFIG), recipe, rig)
 
@@ -81,6 +94,33 @@ def test_targets_see_what_changed():
     target = np.asarray(train.targets(images, moved, 2, RECIPE))[0, 0]
     assert target.shape == (16, 16)
     assert target[4:8, 4:8].mean() > 0.3 and target[12:].max() < 1e-3
+
+
+@pytest.mark.parametrize("lifting", ["volume", "triangulation"])
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
+def test_the_silhouette_draws_keypoints_onto_what_moves(lifting):
+    own = recording(frames=24)
+    rig = data.on_device(cube().cameras(own.calibration.cameras))
+    model = KeypointNet(dataclasses.replace(CONFIG, lifting=lifting))
+    recipe = dataclasses.replace(RECIPE, separation=0.0, silhouette=1.0, view_dropout=0.0)
+    pairs = data.Pairs(own, np.arange(24), 3, own.images.min(axis=-1) > 150)
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *(pairs[i] for i in (0, 5)))
+    step = jax.jit(train.make_train_step(model, recipe, rig))
+    state = train.init_state(models.init(model, jax.random.key(0), (32, 32), rig), recipe)
+
+    def distance(params):
+        images = jnp.asarray(batch["first"], jnp.float32) / 255
+        found = model.apply({"params": params}, images, rig, jnp.ones((2, 3)), method="keypoints")
+        ball = cube().from_world(own.joints[[0, 5]])
+        return float(np.linalg.norm(found.points - ball, axis=-1).mean())
+
+    before = distance(state.params)
+    history = []
+    for index in range(40):
+        state, metrics = step(state, batch, jax.random.key(index))
+        history.append(float(metrics["silhouette"]))
+    assert history[-1] < 0.5 * history[0]
+    assert distance(state.params) < 0.6 * before
 
 
 @pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
