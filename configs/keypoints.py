@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
             path="",  # folder: one video or image folder for each camera
             calibration="",  # folder: see keypoints/calibration.py
             unit="mm",  # folder: of the calibration
+            joints="",  # folder: known joints of all frames, .csv or .npy, to compare with
             stride=1,  # folder and pose2sim: every n-th frame
             motion=0.08,  # smallest change of a moving pixel, in [0, 1]
         )

@@ -28,10 +28,17 @@ class CalibrationError(ValueError):
 
 
 class Calibration(NamedTuple):
-    """Cameras `[views]` and their names, in the order of the file."""
+    """Cameras `[views]` and their names, in the order of the file.
+
+    Attributes:
+        names: of the cameras.
+        cameras: the cameras.
+        sized: whether the images' sizes are known; else they are guesses from the principal points.
+    """
 
     names: tuple[str, ...]
     cameras: Cameras
+    sized: bool = True
 
     def select(self, names: Sequence[str]) -> "Calibration":
         """The named cameras in the given order.
@@ -45,7 +52,7 @@ class Calibration(NamedTuple):
                 f"no camera {missing[0]!r} in the calibration, which has {', '.join(self.names)}"
             )
         index = np.asarray([self.names.index(name) for name in names])
-        return Calibration(tuple(names), self.cameras[index])
+        return Calibration(tuple(names), self.cameras[index], self.sized)
 
 
 def read(path: Path) -> Calibration:
@@ -53,7 +60,7 @@ def read(path: Path) -> Calibration:
 
     Args:
         path: `.toml` (aniposelib, also Lightning Pose, caliscope, Pose2Sim, sleap-anipose),
-            `.qca.txt` or `.qca` (Qualisys), `.mat` (DANNCE, Label3D), or a folder of JARVIS
+            `.qca.txt` or `.qca` (Qualisys), `.mat` (DANNCE, Label3D, Rat7M), or a folder of JARVIS
             `.yaml` files, one for each camera.
 
     Raises:
@@ -72,7 +79,9 @@ def read(path: Path) -> Calibration:
     raise CalibrationError(f"{path}: unknown kind of calibration; known: {known}, a JARVIS folder")
 
 
-def _build(path: pathlib.Path, names: Sequence[str], parts: Sequence[Mapping]) -> Calibration:
+def _build(
+    path: pathlib.Path, names: Sequence[str], parts: Sequence[Mapping], sized: bool = True
+) -> Calibration:
     if not parts:
         raise CalibrationError(f"{path} has no cameras")
     if len(set(names)) != len(names):
@@ -91,7 +100,7 @@ def _build(path: pathlib.Path, names: Sequence[str], parts: Sequence[Mapping]) -
         )
     except (ValueError, TypeError) as error:
         raise CalibrationError(f"{path}: {error}") from error
-    return Calibration(tuple(names), cameras)
+    return Calibration(tuple(names), cameras, sized)
 
 
 def read_toml(path: Path) -> Calibration:
@@ -198,10 +207,12 @@ def read_qualisys(path: Path) -> Calibration:
 
 
 def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
-    """Reads `params` of a DANNCE or Label3D `.mat` (MATLAB's row-vector convention).
+    """Reads a DANNCE, Label3D or Rat7M `.mat` (MATLAB's row-vector convention).
 
-    The files do not hold the size of the images: without `size` (width, height) it is taken to be
-    that whose centre is the principal point.
+    DANNCE and Label3D have `params` and perhaps `camnames`, Rat7M's `mocap-*.mat` has `cameras`
+    with a field for each camera, whose name is taken in lower case as the videos have it. None
+    holds the size of the images: without `size` (width, height) it is taken to be that whose centre
+    is the principal point, and the result says so.
     """
     path = pathlib.Path(path)
     try:
@@ -209,19 +220,27 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
     except (ValueError, NotImplementedError, OSError, MatReadError) as error:
         # loadmat raises these for other formats, version 7.3, missing and truncated files.
         raise CalibrationError(f"{path} cannot be read as MATLAB 5 file: {error}") from error
-    if "params" not in content:
-        raise CalibrationError(f"{path} has no 'params', it has {sorted(content)}")
-    entries = np.atleast_1d(content["params"])
-    given = content.get("camnames", [f"Camera{i + 1}" for i in range(len(entries))])
-    names = [str(name) for name in np.atleast_1d(given)]
+    fields = ("K", "RDistort", "TDistort", "r", "t")
+    if "params" in content:
+        entries = list(np.atleast_1d(content["params"]))
+        given = content.get("camnames", [f"Camera{i + 1}" for i in range(len(entries))])
+        names = [str(name) for name in np.atleast_1d(given)]
+    elif hasattr(content.get("cameras"), "_fieldnames"):
+        fields = ("IntrinsicMatrix", "RadialDistortion", "TangentialDistortion", "rotationMatrix",
+                  "translationVector")  # fmt: skip
+        given = sorted(content["cameras"]._fieldnames)
+        entries = [getattr(content["cameras"], name) for name in given]
+        names = [name.lower() for name in given]
+    else:
+        raise CalibrationError(f"{path} has no 'params' and no 'cameras', it has {sorted(content)}")
     parts = []
     for entry in entries:
         try:
-            matrix = np.asarray(entry.K, float).T
-            radial, tangential = np.ravel(entry.RDistort), np.ravel(entry.TDistort)
-            rotation, translation = np.asarray(entry.r, float).T, np.ravel(entry.t)
+            inner, radial, tangential, turn, shift = (getattr(entry, name) for name in fields)
         except AttributeError as error:
-            raise CalibrationError(f"{path}: 'params' lacks a field: {error}") from error
+            raise CalibrationError(f"{path}: a camera lacks a field: {error}") from error
+        matrix, rotation = np.asarray(inner, float).T, np.asarray(turn, float).T
+        radial, tangential, translation = np.ravel(radial), np.ravel(tangential), np.ravel(shift)
         # MATLAB counts pixels from 1; files made by DANNCE's own tools keep OpenCV's origin
         third = radial[2:3] if len(radial) > 2 else np.zeros(1)
         parts.append(
@@ -233,7 +252,7 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
                 size=size if size is not None else np.round(2 * matrix[:2, 2] + 1),
             )
         )
-    return _build(path, names, parts)
+    return _build(path, names, parts, size is not None)
 
 
 def write_dannce(path: Path, calibration: Calibration) -> None:
@@ -270,7 +289,7 @@ _OpenCvLoader.add_constructor("tag:yaml.org,2002:opencv-matrix", _matrix)
 def read_jarvis(folder: Path, size: Sequence[int] | None = None) -> Calibration:
     """Reads a folder of JARVIS files NAME.yaml (OpenCV FileStorage, transposed matrices).
 
-    The size of the images is read if the file has it; else as in `read_dannce`.
+    The files do not hold the size of the images: see `read_dannce`.
     """
     folder = pathlib.Path(folder)
     names, parts = [], []
@@ -291,7 +310,7 @@ def read_jarvis(folder: Path, size: Sequence[int] | None = None) -> Calibration:
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise CalibrationError(f"{path} is no JARVIS calibration: {error!r}") from error
         names.append(path.stem)
-    return _build(folder, names, parts)
+    return _build(folder, names, parts, size is not None)
 
 
 _READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Calibration]], ...] = (

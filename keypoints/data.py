@@ -30,7 +30,8 @@ class Recording:
         subject: int32 `[frames]`, who is seen.
         rate: frames a second.
         unit: of the world, for people ("mm").
-        joints: ground truth `[frames, joints, 3]` in world units, or None.
+        joints: ground truth `[frames, joints, 3]` in world units, NaN where it is not known, or
+            None.
         joint_names: of the ground truth.
         bones: pairs of joints to draw, int32 `[bones, 2]`.
     """
@@ -198,6 +199,22 @@ def split(recording: Recording, test_subjects: int, later: float) -> Split:
     )
     if not len(found.train):
         raise ValueError(f"holding out {later} of each sequence leaves no training frames")
+    return found
+
+
+def labelled(recording: Recording, frames: Split) -> Split:
+    """The frames of a split in which all joints are known.
+
+    Raises:
+        ValueError: there are none to fit on, or none to test on.
+    """
+    if recording.joints is None:
+        raise ValueError("the recording has no joints")
+    known = np.isfinite(recording.joints).all(axis=(1, 2))
+    found = Split(*(part[known[part]] for part in (frames.train, frames.later, frames.unseen)))
+    if not len(found.train) or not len(found.later) + len(found.unseen):
+        kind = "held-out" if len(found.train) else "training"
+        raise ValueError(f"in none of the {kind} frames all joints are known")
     return found
 
 

@@ -29,7 +29,8 @@ def errors(
     """
     assert recording.joints is not None
     tests = {"later": split.later, "unseen": split.unseen}
-    return regression.regress(points, recording.joints, split.train, tests)
+    pairs = regression.sides(recording.joint_names)
+    return regression.regress(points, recording.joints, split.train, tests, pairs=pairs)
 
 
 def leave_one_view_out(

@@ -29,30 +29,37 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "volume_side": cube.side,
     }
     if recording.joints is not None:
-        size = regression.body_size(recording.joints)
+        known = data.labelled(recording, split)
+        results["labelled"] = {
+            "train": len(known.train), "later": len(known.later), "unseen": len(known.unseen)
+        }
+        size = regression.body_size(recording.joints[known.train])
         results["body_size"] = size
-        results["errors"] = {"this model": evaluate.errors(found.points, recording, split)}
+        results["errors"] = {"this model": evaluate.errors(found.points, recording, known)}
         if "baseline" in inputs:
             other, weights = build.load_model(inputs["baseline"] / "model.safetensors")
             flat = predict(other, weights, recording.images, cameras)
             name = "2-D heat maps + triangulation"
-            results["errors"][name] = evaluate.errors(flat.points, recording, split)
+            results["errors"][name] = evaluate.errors(flat.points, recording, known)
         if "supervised" in inputs:  # keypoints are joints: no regression
             other, weights = build.load_model(inputs["supervised"] / "model.safetensors")
             joints = cube.to_world(predict(other, weights, recording.images, cameras).points)
-            tests = {"later": split.later, "unseen": split.unseen}
+            tests = {"later": known.later, "unseen": known.unseen}
             results["errors"]["supervised, same network (upper bound)"] = {
-                name: regression.errors(joints[frames], recording.joints[frames])
+                name: regression.errors(
+                    joints[frames], recording.joints[frames],
+                    regression.sides(recording.joint_names),
+                )
                 for name, frames in tests.items() if len(frames)
             }
         results["controls"] = {
-            "calibrations exchanged": evaluate.shuffled(model, params, recording, split, cameras)
+            "calibrations exchanged": evaluate.shuffled(model, params, recording, known, cameras)
         }
         if config.by_views:
-            results["views"] = evaluate.by_views(model, params, recording, split, cameras)
-        tests = {"later": split.later, "unseen": split.unseen}
+            results["views"] = evaluate.by_views(model, params, recording, known, cameras)
+        tests = {"later": known.later, "unseen": known.unseen}
         results["baselines"] = baselines.table(
-            recording.joints, masks, cameras, split.train, tests, 0.015 * size
+            recording.joints, masks, cameras, known.train, tests, 0.015 * size
         )
     chosen = test[:: max(1, len(test) // 256)]
     part = type(found)(found.points[chosen], found.covariance[chosen], found.confidence[chosen])

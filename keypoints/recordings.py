@@ -4,6 +4,7 @@ Named errors instead of bad results: missing and unknown cameras, unequal length
 calibration of another resolution, views that lag, cameras whose names are exchanged, no motion.
 """
 
+import dataclasses
 import itertools
 import logging
 import pathlib
@@ -17,7 +18,7 @@ from common import registry
 from common.datasets import IMAGE_SUFFIXES
 from keypoints import calibration as calibration_lib
 from keypoints import cameras as cameras_lib
-from keypoints import volume
+from keypoints import ground_truth, volume
 from keypoints.calibration import Calibration
 from keypoints.cameras import Cameras
 from keypoints.data import Recording
@@ -289,14 +290,31 @@ def load(config: ConfigDict) -> Recording:
 
     Args:
         config: `path` (folder with NAME.mp4 or NAME/ for each camera), `calibration`, `size`,
-            `stride`, `motion`, `rate` (of image folders) and `unit`.
+            `stride`, `motion`, `rate` (of image folders), `unit` and perhaps `joints`: a file of
+            what is known of the joints in all frames, see `ground_truth.read`.
     """
     if not config.path or not config.calibration:
         raise RecordingError("set config.data.path and config.data.calibration")
     found = calibration_lib.read(config.calibration)
     sources = find_sources(pathlib.Path(config.path), found.names)
+    if not found.sized:
+        found = _sized(found, sources)
     rate = sources[0].rate or config.rate
-    return read(sources, found, config.size, config.stride, config.motion, config.unit, rate)
+    own = read(sources, found, config.size, config.stride, config.motion, config.unit, rate)
+    if not config.get("joints"):
+        return own
+    joints, names = ground_truth.read(config.joints)
+    if len(joints) != sources[0].count:
+        raise RecordingError(
+            f"{config.joints} has {len(joints)} frames, the views have {sources[0].count}"
+        )
+    return dataclasses.replace(own, joints=joints[:: config.stride], joint_names=names)
+
+
+def _sized(calibration: Calibration, sources: Sequence[Source]) -> Calibration:
+    """The calibration with the sizes of the views."""
+    sizes = np.asarray([source.size for source in sources], float)
+    return Calibration(calibration.names, calibration.cameras.replace(size=sizes))
 
 
 def pose2sim(config: ConfigDict) -> Recording:
@@ -308,7 +326,6 @@ def pose2sim(config: ConfigDict) -> Recording:
     folder = registry.fetch("pose2sim")
     found = calibration_lib.read_qualisys(folder / "Calib.qca.txt")
     sources = find_sources(folder / "single", found.names)
-    sizes = np.asarray([source.size for source in sources], float)
-    found = Calibration(found.names, found.cameras.replace(size=sizes))
+    found = _sized(found, sources)
     rate = sources[0].rate or 60.0
     return read(sources, found, config.size, config.stride, config.motion, "mm", rate)

@@ -1,5 +1,6 @@
 """Linear regression from keypoints to ground truth, and the errors of poses (MPJPE, P-MPJPE)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,31 +55,67 @@ def procrustes(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return scale[:, None, None] * x @ np.swapaxes(rotation, 1, 2) + mean_y
 
 
-def errors(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def sides(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (left joint, right joint) by their names."""
+    where = {name: index for index, name in enumerate(names)}
+    return [
+        (index, where[name.replace("left", "right")])
+        for name, index in where.items()
+        if "left" in name and name.replace("left", "right") in where
+    ]
+
+
+def swapped(found: np.ndarray, truth: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
+    """Share of left and right joints that are closer to each other's place than to their own.
+
+    Args:
+        found, truth: `[frames, joints, 3]`.
+        pairs: see `sides`, at least one.
+
+    Returns:
+        A share of frames and pairs; 0.5 where the sides are not told apart.
+    """
+    left, right = np.asarray(pairs).T
+
+    def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(found[:, a] - truth[:, b], axis=-1)
+
+    own = distance(left, left) + distance(right, right)
+    other = distance(left, right) + distance(right, left)
+    return float((other < own).mean())
+
+
+def errors(
+    found: np.ndarray, truth: np.ndarray, pairs: Sequence[tuple[int, int]] = ()
+) -> dict[str, float]:
     """Mean per-joint position errors in world units.
 
     Args:
         found, truth: `[frames, joints, 3]`.
+        pairs: of left and right joints, see `sides`.
 
     Returns:
         `mpjpe` (absolute), `centred` (after removing each frame's mean), `p_mpjpe` (after the best
-        similarity without reflection).
+        similarity without reflection) and, with pairs, `swapped`.
     """
 
     def mean(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.linalg.norm(a - b, axis=-1).mean())
 
     centred = found - found.mean(axis=1, keepdims=True) + truth.mean(axis=1, keepdims=True)
-    return {
+    result = {
         "mpjpe": mean(found, truth),
         "centred": mean(centred, truth),
         "p_mpjpe": mean(procrustes(found, truth), truth),
     }
+    if len(pairs):
+        result["swapped"] = swapped(found, truth, pairs)
+    return result
 
 
 def regress(
     x: np.ndarray, joints: np.ndarray, train: np.ndarray, tests: dict[str, np.ndarray],
-    alpha: float = 1.0,
+    alpha: float = 1.0, pairs: Sequence[tuple[int, int]] = (),
 ) -> dict[str, dict[str, float]]:
     """Errors of the linear map from features to joints, fitted on `train` only.
 
@@ -88,11 +125,12 @@ def regress(
         train: frames to fit on.
         tests: name to frames.
         alpha: see `ridge`.
+        pairs: see `errors`.
     """  # fmt: skip
     flat = x.reshape(len(x), -1)
     model = ridge(flat[train], joints[train].reshape(len(train), -1), alpha)
     return {
-        name: errors(model(flat[frames]).reshape(-1, *joints.shape[1:]), joints[frames])
+        name: errors(model(flat[frames]).reshape(-1, *joints.shape[1:]), joints[frames], pairs)
         for name, frames in tests.items()
         if len(frames)
     }

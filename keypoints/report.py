@@ -87,12 +87,15 @@ def draw(
     log = read_jsonl(inputs["train"] / "metrics.jsonl")
     series = {
         name: ([r["step"] for r in log if name in r], [r[name] for r in log if name in r])
-        for name in ("reconstruction", "separation", "length", "rotation", "perceptual")
+        for name in (
+            "reconstruction", "silhouette", "coverage", "overlap", "separation", "length",
+            "rotation", "perceptual",
+        )  # fmt: skip
         if any(name in r for r in log)
     }
     plots.curves(out / "losses.png", series, "step", "loss", logy=True, markers=False)
     if "errors" in results:
-        part = "unseen" if results["frames"]["unseen"] else "later"
+        part = "unseen" if results["labelled"]["unseen"] else "later"
         bars = {
             name: {"MPJPE": row[part]["mpjpe"], "P-MPJPE": row[part]["p_mpjpe"]}
             for group in ("errors", "controls", "baselines")
@@ -108,7 +111,7 @@ def draw(
 
 def error_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
     """Header, rows and caption."""
-    parts = [name for name in ("later", "unseen") if results["frames"][name]]
+    parts = [name for name in ("later", "unseen") if results["labelled"][name]]
     size = results["body_size"]
     rows = []
     for group in ("errors", "controls", "baselines"):
@@ -116,17 +119,22 @@ def error_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], st
             cells: list[Any] = [name]
             for part in parts:
                 cells += [row[part][k] for k in ("mpjpe", "centred", "p_mpjpe")]
-            rows.append([*cells, 100 * row[parts[-1]]["mpjpe"] / size])
+            last = row[parts[-1]]
+            cells.append(100 * last["mpjpe"] / size)
+            rows.append([*cells, 100 * last["swapped"] if "swapped" in last else ""])
     header = ["predictor"]
     for part in parts:
         header += [f"{part}: MPJPE", "centred", "P-MPJPE"]
-    caption = f"In {results['unit']}; the last column in per cent of the body ({size:.0f})."
-    return [*header, "% of body"], rows, caption
+    caption = (
+        f"In {results['unit']}; then for {parts[-1]} in per cent of the body ({size:.0f}), and the"
+        " per cent of left and right joints nearer to each other's place than to their own."
+    )
+    return [*header, "% of body", "% swapped"], rows, caption
 
 
 def view_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
     """Header, rows and caption: errors with the first views only."""
-    parts = [name for name in ("later", "unseen") if results["frames"][name]]
+    parts = [name for name in ("later", "unseen") if results["labelled"][name]]
     everything = {**results["views"], "all": results["errors"]["this model"]}
     rows = [
         [views, *(row[part][k] for part in parts for k in ("mpjpe", "p_mpjpe"))]

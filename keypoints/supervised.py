@@ -65,7 +65,9 @@ def fit(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     recording, cube, cameras = build.load_rig(inputs)
     if recording.joints is None:
         raise ConfigError("config.supervised.num_steps: this recording has no true joints; use 0")
-    split = data.split(recording, config.split.test_subjects, config.split.later)
+    split = data.labelled(
+        recording, data.split(recording, config.split.test_subjects, config.split.later)
+    )
     sizes = build.model_config(config, "volume")
     model = KeypointNet(dataclasses.replace(sizes, keypoints=recording.joints.shape[1]))
     model.config.check_images(*recording.images.shape[2:4])

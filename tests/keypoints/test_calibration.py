@@ -70,6 +70,33 @@ def test_dannce_round_trip_and_row_vectors(rig, tmp_path):
         flat[:2], cameras.project(pinhole, POINTS[:1])[0][1, 0], rtol=1e-5)
 
 
+def test_rat7m_cameras(rig, tmp_path):
+    """The layout that the published loader reads: a struct of cameras, matrices transposed."""
+    import scipy.io
+
+    entries = {}
+    for index, name in ((1, "Camera2"), (0, "Camera1"), (2, "Camera3")):
+        camera = rig.cameras[index]
+        k = np.asarray(camera.distortion)
+        entries[name] = {
+            "frame": np.arange(3.0), "IntrinsicMatrix": np.asarray(camera.matrix).T,
+            "rotationMatrix": np.asarray(camera.rotation).T,
+            "translationVector": np.asarray(camera.translation)[None],
+            "RadialDistortion": k[None, :2], "TangentialDistortion": k[None, 2:4],
+        }  # fmt: skip
+    scipy.io.savemat(tmp_path / "mocap-s1-d1.mat", {"cameras": entries})
+    found = lib.read(tmp_path / "mocap-s1-d1.mat")
+    assert found.names == ("camera1", "camera2", "camera3") and not found.sized
+    known = lib.read_dannce(tmp_path / "mocap-s1-d1.mat", (640, 480))
+    assert known.sized
+    lens = np.asarray(rig.cameras.distortion) * [1, 1, 1, 1, 0]
+    same(known, lib.Calibration(known.names, rig.cameras.replace(distortion=lens)))
+    del entries["Camera2"]["rotationMatrix"]
+    scipy.io.savemat(tmp_path / "broken.mat", {"cameras": entries})
+    with pytest.raises(lib.CalibrationError, match="lacks a field"):
+        lib.read(tmp_path / "broken.mat")
+
+
 def test_jarvis_folder(rig, tmp_path):
     def matrix(name, value):
         rows, columns = value.shape

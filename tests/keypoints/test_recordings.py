@@ -1,13 +1,16 @@
 """A user's recording: what is wrong with it is named."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from keypoints import calibration as calibration_lib
-from keypoints import cameras, recordings
+from keypoints import cameras, data, exports, ground_truth, recordings
 from keypoints.calibration import Calibration
+from keypoints.recordings import RecordingError
 from tests.keypoints.rigs import ring
 
 NAMES = ("left", "top", "right")
@@ -108,3 +111,71 @@ def test_no_motion_is_an_error(tmp_path):
     images[2] = [images[2][0]] * 6
     with pytest.raises(recordings.RecordingError, match="camera right: nothing moves"):
         recordings.load(write(tmp_path, rig, images))
+
+
+def test_joints_of_a_user_are_read_and_checked(tmp_path):
+    rig, images = pictures()
+    config = write(tmp_path, rig, images)
+    lines = ["ball_x,ball_y,ball_z,ball_score,fnum"]
+    heights = ["" if t == 7 else 3 * t for t in range(40)]
+    lines += [f"{t},{2 * t},{z},0.5,{t}" for t, z in enumerate(heights)]
+    (tmp_path / "joints.csv").write_text("\n".join(lines))
+    config.joints, config.stride = str(tmp_path / "joints.csv"), 2
+    found = recordings.load(config)
+    assert found.joints.shape == (20, 1, 3) and found.joint_names == ("ball",)
+    np.testing.assert_array_equal(found.joints[4, 0], [8, 16, 24])
+    split = data.split(found, 0, 0.25)
+    assert len(data.labelled(found, split).train) == len(split.train)  # frame 7 is left out
+    config.stride = 1
+    found = recordings.load(config)
+    split = data.split(found, 0, 0.25)
+    known = data.labelled(found, split)
+    assert 7 in split.train and 7 not in known.train and len(known.train) == len(split.train) - 1
+    np.testing.assert_array_equal(known.later, split.later)
+    nothing = dataclasses.replace(found, joints=np.full((40, 1, 3), np.nan))
+    with pytest.raises(ValueError, match="none of the training frames"):
+        data.labelled(nothing, split)
+    (tmp_path / "joints.csv").write_text("\n".join(lines[:30]))
+    with pytest.raises(RecordingError, match="has 29 frames, the views have 40"):
+        recordings.load(config)
+
+
+def test_files_of_joints(tmp_path):
+    array = np.arange(12.0).reshape(2, 2, 3)
+    np.save(tmp_path / "a.npy", array)
+    joints, names = ground_truth.read(tmp_path / "a.npy")
+    np.testing.assert_array_equal(joints, array)
+    assert names == ("joint0", "joint1")
+    # what a run writes is read back
+    ones = np.ones((2, 2))
+    exports.anipose_csv(tmp_path / "k.csv", array, ("k0", "k1"), ones, ones, np.full(2, 4))
+    joints, names = ground_truth.read(tmp_path / "k.csv")
+    np.testing.assert_array_equal(joints, array)
+    assert names == ("k0", "k1")
+    for name, text, message in (
+        ("b.csv", "a,b\n1,2\n", "no columns NAME_x"),
+        ("c.csv", "a_x,a_y,a_z\n", "no rows"),
+        ("d.csv", "a_x,a_y,a_z\n1,2,3\n1,here,3\n", "line 3"),
+        ("e.txt", "", "unknown kind"),
+        ("f.npy", "no array", "is no array"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ground_truth.GroundTruthError, match=message):
+            ground_truth.read(tmp_path / name)
+    np.save(tmp_path / "g.npy", array[0])
+    with pytest.raises(ground_truth.GroundTruthError, match="must be float"):
+        ground_truth.read(tmp_path / "g.npy")
+
+
+def test_sizes_that_a_calibration_lacks_are_those_of_the_views(tmp_path):
+    rig, images = pictures()
+    config = write(tmp_path, rig, images)
+    whole = recordings.load(config)
+    off = np.asarray(rig.matrix).copy()
+    off[:, 0, 2] += 3.0  # a principal point that is not the centre guesses another size
+    calibration_lib.write_dannce(tmp_path / "c.mat", Calibration(NAMES, rig.replace(matrix=off)))
+    config.calibration = str(tmp_path / "c.mat")
+    found = recordings.load(config)
+    scale = np.asarray(whole.calibration.cameras.matrix)[:, 0, 0] / np.asarray(rig.matrix)[:, 0, 0]
+    moved = (found.calibration.cameras.matrix - whole.calibration.cameras.matrix)[:, 0, 2]
+    np.testing.assert_allclose(moved, 3.0 * scale, rtol=1e-5)

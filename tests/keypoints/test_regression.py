@@ -53,3 +53,13 @@ def test_body_size():
     joints = np.zeros((3, 2, 3))
     joints[:, 1, 0] = [1.0, 2.0, 9.0]
     assert regression.body_size(joints) == 2.0
+
+
+def test_swapped_sides_are_counted():
+    names = ("nose", "paw left", "paw right", "ear left", "tail left")
+    assert regression.sides(names) == [(1, 2)]
+    truth = RNG.normal(size=(4, 5, 3))
+    found = truth + 0.01
+    found[1] = found[1, [0, 2, 1, 3, 4]]
+    assert regression.errors(found, truth, regression.sides(names))["swapped"] == 0.25
+    assert "swapped" not in regression.errors(found, truth)
