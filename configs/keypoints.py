@@ -122,6 +122,7 @@ _CHANGES: dict[str, dict] = {
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
         split=dict(test_subjects=0, later=0.25, gap_seconds=0.5),
+        train=dict(num_steps=200, length_start=80),  # 75 frames are soon known by heart
     ),
     "folder": dict(
         data=dict(source="folder"), split=dict(test_subjects=0, later=0.2),
