@@ -2,7 +2,7 @@
 
     python benchmarks/keypoints_step.py [--steps 3] [--rounds 3] [--voxels 24] [--pairs 4]
 
-The same network, losses and optimiser at the sizes of `configs/keypoints.py`. PyTorch is written as
+The same network, optimiser and published losses at the sizes of `configs/keypoints.py`. PyTorch is written as
 the method reads: one `grid_sample` for each view, `conv3d`, `ConvTranspose3d`, group norms. The two
 take turns on the same images, and the median of the rounds is printed. Compilation is excluded.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common import xla_flags
 from keypoints import data, models, train, volume
 from keypoints.models import KeypointNet, ModelConfig
 
@@ -201,6 +202,7 @@ def main() -> None:
     for name, value in (("steps", 3), ("rounds", 3), ("voxels", 24), ("pairs", 4), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
+    xla_flags.prepare()  # as launch.py does
     config = ModelConfig(voxels=options.voxels)
     rig = data.ring(4, options.size, (0.0, 0.0, 60.0), 750.0)
     cube = volume.from_frustums(rig.cameras)
