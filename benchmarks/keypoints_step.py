@@ -2,9 +2,10 @@
 
     python benchmarks/keypoints_step.py [--steps 3] [--rounds 3] [--voxels 24] [--pairs 4]
 
-The same network, optimiser and published losses at the sizes of `configs/keypoints.py`. PyTorch is written as
-the method reads: one `grid_sample` for each view, `conv3d`, `ConvTranspose3d`, group norms. The two
-take turns on the same images, and the median of the rounds is printed. Compilation is excluded.
+The same network, optimiser and published losses at the sizes of `configs/keypoints.py`. PyTorch is
+written as the method reads: one `grid_sample` for each view, `conv3d`, `ConvTranspose3d`, group
+norms. The two take turns on the same images, and the median of the rounds is printed. Compilation
+is excluded.
 """
 
 import argparse
