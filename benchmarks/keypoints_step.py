@@ -204,7 +204,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     xla_flags.prepare()  # as launch.py does
-    config = ModelConfig(voxels=options.voxels)
+    config = ModelConfig(voxels=options.voxels, sigmas=(0.3, 0.2, 0.1, 0.06))
     rig = data.ring(4, options.size, (0.0, 0.0, 60.0), 750.0)
     cube = volume.from_frustums(rig.cameras)
     cameras = cube.cameras(rig.cameras)

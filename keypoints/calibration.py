@@ -8,6 +8,7 @@ import pathlib
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -217,8 +218,8 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
     path = pathlib.Path(path)
     try:
         content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
-    except (ValueError, NotImplementedError, OSError, MatReadError) as error:
-        # loadmat raises these for other formats, version 7.3, missing and truncated files.
+    except (ValueError, NotImplementedError, OSError, MatReadError, zlib.error) as error:
+        # loadmat raises these for other formats, version 7.3, truncated, empty and damaged files
         raise CalibrationError(f"{path} cannot be read as MATLAB 5 file: {error}") from error
     fields = ("K", "RDistort", "TDistort", "r", "t")
     if "params" in content:

@@ -256,14 +256,16 @@ class Pairs(Sequence):
         }
 
 
+_OTHER = {
+    "first": "second", "second": "first",
+    "first_mask": "second_mask", "second_mask": "first_mask",
+}  # fmt: skip
+
+
 def swap_at_random(example: Any, generator: np.random.Generator) -> Any:
     """Reverses time in half of the pairs."""
     if generator.random() < 0.5:
-        other = {"first": "second", "second": "first"}
-        return {
-            other[name.removesuffix("_mask")] + ("_mask" if name.endswith("_mask") else ""): value
-            for name, value in example.items()
-        }
+        return {_OTHER[name]: value for name, value in example.items()}
     return example
 
 

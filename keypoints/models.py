@@ -54,7 +54,7 @@ class ModelConfig:
     volume: tuple[int, ...] = (16, 32, 64)
     front_kernel: int = 3
     decoder: tuple[int, ...] = (48, 32, 24, 16)
-    sigmas: tuple[float, ...] = (0.3, 0.2, 0.1, 0.06)
+    sigmas: tuple[float, ...] = (0.0, 0.0, 0.1, 0.06)
     aggregation: str = "softmax"
     lifting: str = "volume"
 

@@ -69,8 +69,9 @@ def draw(
     """All figures of the report."""
     pool = split.unseen if len(split.unseen) else split.later
     pool = pool if len(pool) else split.train
-    step = max(1, round(0.25 * recording.rate))
-    shown = pool[len(pool) // 3 :][: 8 * step : step]
+    pool = pool[len(pool) // 3 :]
+    step = max(1, min(round(0.25 * recording.rate), len(pool) // 8))  # eight frames
+    shown = pool[: 8 * step : step]
     joined = [tuple(e["ends"]) for e in results["skeleton"][: results["keypoints"]]]
     points = arrays["points"]
     pixels = evaluate.project(cube.from_world(points[shown]), cameras)

@@ -21,6 +21,9 @@ from keypoints.models import HEAT_STRIDE, KeypointNet
 class Recipe:
     """Weights, curricula (in steps) and optimiser.
 
+    The defaults are the published objective. From random weights it does not find the pose;
+    `configs/keypoints.py` has what does.
+
     Attributes:
         num_steps, learning_rate, warmup: Adam with linear warm-up and cosine decay to 2 %.
         skeleton_rate: learning rate of the edges' weights, as a multiple.
@@ -148,9 +151,9 @@ def make_train_step(
         cameras: `[views]`, world = volume.
         features: of the perceptual loss, needed where its weight is not 0.
 
-    The batch has `first` and `second` uint8 `[pairs, views, h, w, 3]`, for the silhouette loss also
-    `first_mask` and `second_mask` bool `[pairs, views, h, w]`, and may have `present` `[pairs,
-    views]` (1 where a view was recorded; all by default).
+    The batch has `first` and `second` uint8 `[pairs, views, h, w, 3]`, for the silhouette and the
+    coverage also `first_mask` and `second_mask` bool `[pairs, views, h, w]`, and may have `present`
+    `[pairs, views]` (1 where a view was recorded; all by default).
     """
     if recipe.perceptual and features is None:
         raise ValueError("the perceptual loss has a weight but no network")

@@ -64,7 +64,8 @@ def read(path: str | os.PathLike[str], window: tuple[float, float] | None = None
     try:
         pixels = data.pixel_array
     except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
-        # pydicom raises these for codecs it lacks and for pixel data that do not fit the header.
+        # pydicom raises, in this order, for codecs that are not installed or damaged data, for
+        # unknown transfer syntaxes, missing elements and data that do not fit the header
         raise DicomError(f"{path}: pixels cannot be decoded: {error}") from error
     if pixels.ndim != 2:
         raise DicomError(f"{path}: shape {pixels.shape}, expected one frame [height, width]")

@@ -161,6 +161,19 @@ def test_damaged_files_are_named(tmp_path, name, text, message):
     assert name in str(caught.value)
 
 
+def test_a_matlab_file_with_damaged_bytes_is_named(tmp_path):
+    """The compressed part no longer inflates; an empty file; one that was cut."""
+    import scipy.io
+
+    path = tmp_path / "c.mat"
+    scipy.io.savemat(path, {"x": np.random.default_rng(0).random(1000)}, do_compression=True)
+    whole = path.read_bytes()
+    for damaged in (whole[:300] + bytes(20) + whole[320:], b"", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(lib.CalibrationError, match=r"c\.mat cannot be read"):
+            lib.read(path)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no calibration"):
         lib.read(tmp_path / "none.toml")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keypoints import data, models, supervised, train
+from common import rng
+from keypoints import cameras, data, heatmaps, losses, models, supervised, train
 from keypoints.models import KeypointNet
 from tests.keypoints.small import CONFIG, cube, recording
 
@@ -96,6 +97,38 @@ def test_targets_see_what_changed():
     assert target[4:8, 4:8].mean() > 0.3 and target[12:].max() < 1e-3
 
 
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
+def test_network_and_hull_are_turned_alike(setting):
+    params, batch, _ = setting
+    own = recording(frames=24)
+    rig = data.on_device(cube().cameras(own.calibration.cameras))
+    model = KeypointNet(CONFIG)
+    recipe = train.Recipe(
+        num_steps=5, rotation=1.0, silhouette=1.0, coverage=1.0, turn=True, view_dropout=0.0)
+    masks = {f"{name}_mask": batch[name].min(axis=-1) > 150 for name in ("first", "second")}
+    key = jax.random.key(3)
+    step = jax.jit(train.make_train_step(model, recipe, rig))
+    _, metrics = step(train.init_state(params, recipe), batch | masks, key)
+
+    angle = jax.random.uniform(rng.stream(key, "turn"), (), maxval=2 * jnp.pi)
+    turned = cameras.transform(rig, train.yaw(angle), jnp.zeros(3))
+    first, second = (jnp.asarray(batch[n], jnp.float32) / 255 for n in ("first", "second"))
+    found = model.apply({"params": params}, first, second, turned, jnp.ones((2, 3)))
+    both = jnp.concatenate([masks["first_mask"], masks["second_mask"]])
+    inside = heatmaps.soft_hull(both, turned, CONFIG.voxels, jnp.ones((4, 3)))
+    for name in ("silhouette", "coverage"):
+        expected = getattr(heatmaps, name)(found.heat, inside)
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-4)
+    matrix = train.yaw(
+        jax.random.uniform(
+            rng.stream(key, "yaw"), (), minval=0.25 * jnp.pi, maxval=1.75 * jnp.pi))
+    again = model.apply(
+        {"params": params}, first, cameras.transform(turned, matrix, jnp.zeros(3)),
+        jnp.ones((2, 3)), method="keypoints")
+    expected = losses.rotation(found.first.points, again.points, matrix)
+    np.testing.assert_allclose(metrics["rotation"], expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("lifting", ["volume", "triangulation"])
 @pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
 def test_the_silhouette_draws_keypoints_onto_what_moves(lifting):
@@ -134,9 +167,9 @@ def test_true_joints_are_learned(setting):
     batch = {"images": own.images[:8], "joints": joints[:8]}
     step = jax.jit(supervised.make_train_step(model, rig))
     state = supervised.init_state(params, 40, 4e-3, 3)
-    losses = []
+    history = []
     for index in range(40):
         state, metrics = step(state, batch, jax.random.key(index))
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.5 * losses[0]
+        history.append(float(metrics["loss"]))
+    assert history[-1] < 0.5 * history[0]
     np.testing.assert_array_equal(state.params["skeleton"], params["skeleton"])
