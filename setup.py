@@ -36,6 +36,7 @@ EXTRAS["test"] = [
     "statsmodels>=0.14.4",
     "timm>=1.0.20",
     "torch==2.13.0",
+    "torch_geometric>=2.6",
     "torchvision==0.28.0",  # of timm and open_clip; not used, see tests/parity/conftest.py
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "pre-commit>=4"]

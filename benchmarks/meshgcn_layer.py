@@ -3,7 +3,7 @@
     python benchmarks/meshgcn_layer.py [--batch 8] [--threads 1] [--rounds 7]
 
 Rivals: a hand-written layer on `torch.sparse_csr_tensor` with a symmetric backward pass, and
-torch_geometric's ChebConv if it is installed. Float32, 16 channels to 32, gradients with respect to
+torch_geometric's ChebConv. Float32, 16 channels to 32, gradients with respect to
 input and weights for all. The rivals take turns in every round; the smallest time of all rounds is
 printed. CPU seconds are those of the whole process, which tell more than wall time on a busy
 machine. With --threads 1 run it on one core (`taskset -c 1`) and set
@@ -11,7 +11,6 @@ XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
 """
 
 import argparse
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable
@@ -130,8 +129,7 @@ def main() -> None:
         weights = random.normal(size=(count, INPUTS, OUTPUTS)).astype(np.float32) / 10
         rivals = {f"this project, {r}": ours(matrix, r, x, weights, g) for r in ("gather", "bcsr")}
         rivals["torch CSR"] = torch_csr(matrix, x, weights, g)
-        if importlib.util.find_spec("torch_geometric"):
-            rivals["torch_geometric ChebConv"] = geometric(mesh, x, weights, g)
+        rivals["torch_geometric ChebConv"] = geometric(mesh, x, weights, g)
         expected = rivals["torch CSR"][2]
         best = {name: np.full(4, np.inf) for name in rivals}
         for name, (_, _, value) in rivals.items():
