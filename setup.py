@@ -30,6 +30,7 @@ EXTRAS["test"] = [
     "peft>=0.19",
     "pytest>=8",
     "pytest-xdist>=3.6",
+    "pytorch-fid>=0.3",
     "pytorch-pretrained-biggan==0.1.1",
     "ruff>=0.9",
     "scikit-image>=0.25",

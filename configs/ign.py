@@ -70,7 +70,10 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint_every=1000,
         )
     )  # fmt: skip
-    config.evaluate = ConfigDict(dict(count=2000, other="fashion"))
+    config.evaluate = ConfigDict(
+        # inception: weights of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), for true FID
+        dict(count=2000, other="fashion", inception="")
+    )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))
     config.quick_compile = variant == "smoke"  # its programs run for seconds
     if variant in _CHANGES:

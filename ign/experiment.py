@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from common import distributed
+from common.config import ConfigError
 from common.report import publish
 from common.stages import Pipeline
 from ign import measure, report, stages
@@ -14,6 +15,9 @@ from ign import measure, report, stages
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of `configs/ign.py` in `workdir`; finished ones are skipped."""
+    weights = config.evaluate.inception
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"config.evaluate.inception: there is no file {weights}")
     pipeline = Pipeline(workdir)
     alone = functools.partial(pipeline.stage, everywhere=False)
 

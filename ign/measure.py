@@ -1,6 +1,7 @@
 """The stage that measures every member beside the baselines: `results.json` and what is drawn."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from common import rng, storage
+from common.metrics import distribution
+from common.nets import inception
 from ign import acceptance, baseline, corruptions, data, evaluate, project, settings
 from ign.evaluate import Judge
 from ign.project import Model
 
 _SHOWN = 64  # images of each kind kept for figures
 _apply = jax.jit(lambda model, *arrays: model(*arrays))
+AddFid = Callable[[np.ndarray], dict[str, float]]
 
 
 def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -38,15 +42,18 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "members": [],
     }
     strangers = other_images(config, test, key)
+    add_fid = fid(config.evaluate.inception, test)
     for index, name in enumerate(probes["members"]):
         model = project.load(inputs["train"] / f"member{index}.safetensors")
         z = np.asarray(model.noise(key, count))
         asked = settings.drawn_labels(labels, model.config.classes, count)
-        found, drawn = member(model, restorers, judge, test, labels, z, asked, strangers)
+        found, drawn = member(
+            model, restorers, judge, test, labels, z, asked, strangers, add_fid
+        )
         results["members"].append({"name": name, "final": probes["final"][index], **found})
         if index == 0:
             results["baselines"] = baseline_rows(
-                model, restorers, judge, images, test, labels, z, key
+                model, restorers, judge, images, test, labels, z, key, add_fid
             )
             shown = pictures(model, test, labels, z, asked, drawn, strangers, key)
             storage.save_arrays(out / "drawn.safetensors", shown)
@@ -55,6 +62,28 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         row["accepted"] = acceptance.kept(row, results["baselines"])
         print(_line(row), flush=True)
     storage.save_json(out / "results.json", results)
+
+
+def fid(path: str, test: np.ndarray) -> AddFid:
+    """Function of images in [-1, 1] that gives `{"fid": ...}` to `test`; `{}` without weights.
+
+    The true Frechet inception distance, of as many images as the function is given: it is biased
+    upwards for sets smaller than the usual 10,000 to 50,000.
+
+    Args:
+      path: weights, see `common.nets.inception.load_params`, or "".
+      test: the reference images, `[n, h, w, 1 or 3]` in [-1, 1].
+    """
+    if not path:
+        return lambda images: {}
+    params = inception.load_params(path)
+
+    def moments(images: np.ndarray) -> distribution.Moments:
+        run = functools.partial(inception.features, params)
+        return distribution.moments(project.in_blocks(run, (images + 1) / 2, block=16))
+
+    reference = moments(test)
+    return lambda images: {"fid": distribution.frechet_distance(reference, moments(images))}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -74,6 +103,7 @@ def member(
     z: np.ndarray,
     asked: np.ndarray | None,
     strangers: dict[str, np.ndarray],
+    add_fid: AddFid,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """All numbers of one model, and its images `f(z)`; see `evaluate` for the definitions."""
     own = None if not model.config.classes else labels
@@ -91,7 +121,7 @@ def member(
     found: dict[str, Any] = {}
     for name, images in (("f", once), ("ff", twice)):
         judged = judge(images)
-        found[name] = evaluate.distances(real, judged, labels)
+        found[name] = evaluate.distances(real, judged, labels) | add_fid(images)
         if asked is not None:
             found[name]["agreement"] = float(np.mean(judged.labels == asked))
     found["idempotence"] = evaluate.idempotence(model, z, asked)
@@ -118,6 +148,7 @@ def baseline_rows(
     labels: np.ndarray | None,
     z: np.ndarray,
     key: jax.Array,
+    add_fid: AddFid,
 ) -> dict[str, dict[str, float]]:
     """The generation numbers of what is not the method: the floor, and ways to fail."""
     train = settings.signed(images.train)
@@ -131,7 +162,9 @@ def baseline_rows(
     for name, other in restorers.items():
         rows[f"{name} of noise"] = project.in_blocks(functools.partial(_apply, other), z)
     real = judge(test)
-    return {name: evaluate.distances(real, judge(x), labels) for name, x in rows.items()}
+    return {
+        name: evaluate.distances(real, judge(x), labels) | add_fid(x) for name, x in rows.items()
+    }
 
 
 def other_images(config: ConfigDict, test: np.ndarray, key: jax.Array) -> dict[str, np.ndarray]:

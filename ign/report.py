@@ -89,7 +89,7 @@ def generation_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]
         rows += [(f"f(f(z)), {member['name']}", member["ff"])]
     rows += list(results["baselines"].items())
     keys = {
-        "frechet": "FD", "kid": "KID", "precision": "precision", "recall": "recall",
+        "fid": "FID", "frechet": "FD", "kid": "KID", "precision": "precision", "recall": "recall",
         "duplicates": "duplicates", "coverage": "classes", "entropy": "entropy",
         "variation": "class TV", "confidence": "confidence",
     }  # fmt: skip

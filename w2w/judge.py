@@ -137,9 +137,9 @@ def _distance(params: dict, x: np.ndarray, y: np.ndarray) -> float:
     """Mean LPIPS of image pairs uint8 ``[..., size, size, 1]``."""
     x, y = (a.reshape(-1, *a.shape[-3:]) for a in (x, y))
     found = np.empty(len(x))
-    for start in range(0, len(x), 64):
+    for start in range(0, len(x), 16):
         # The last rows again fill up the last block: one compilation.
-        rows = np.minimum(np.arange(start, start + 64), len(x) - 1)
+        rows = np.minimum(np.arange(start, start + 16), len(x) - 1)
         pair = [jnp.asarray(a[rows].astype(np.float32) / 255) for a in (x, y)]
         found[rows] = lpips.lpips(params, *pair)
     return float(found.mean())

@@ -88,7 +88,7 @@ class FaceModel:
 
     def encode(self, params: dict, tokens: jax.Array | np.ndarray) -> jax.Array:
         """Text features ``[batch, length, width]`` of token rows ``[batch, length]``."""
-        return apply(TextEncoder(self.text), params["text"], jnp.asarray(tokens))
+        return _encode(self.text, params["text"], jnp.asarray(tokens))
 
     def predict(
         self, unet_params: dict, noisy: jax.Array, times: jax.Array, text: jax.Array
@@ -113,6 +113,11 @@ class FaceModel:
             )
         }
         return cls(values["image_size"], tuple(values["words"]), **parts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config: TextConfig, params: dict, tokens: jax.Array) -> jax.Array:
+    return apply(TextEncoder(config), params, tokens)
 
 
 def sample_latents(

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ign import classifier, corruptions, evaluate, models, noise, probe, project
+from common.metrics import distribution
+from common.nets import inception
+from ign import classifier, corruptions, evaluate, measure, models, noise, probe, project
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -222,3 +224,24 @@ def test_classifier_learns_and_judges_every_image():
     np.testing.assert_allclose(judged.probabilities.sum(axis=1), 1, rtol=1e-5)
     whole = classifier.judge(state.params, images[60:], block=64)
     np.testing.assert_allclose(judged.probabilities[60:], whole.probabilities, atol=1e-5)
+
+
+def test_fid_is_measured_where_its_weights_are(monkeypatch):
+    """The network is checked in tests/parity; here are its inputs, its blocks and its distance."""
+    rng = np.random.default_rng(0)
+    test, drawn = (np.tanh(rng.normal(m, 1, (40, 3, 3, 1))).astype(np.float32) for m in (0, 0.5))
+    assert measure.fid("", test)(drawn) == {}
+    monkeypatch.setattr(inception, "load_params", lambda path: {"read": path})
+    seen = []
+
+    def pixels(params, images):
+        assert params == {"read": "weights.pth"}
+        seen.append(images)
+        return images.reshape(len(images), -1)
+
+    monkeypatch.setattr(inception, "features", pixels)
+    found = measure.fid("weights.pth", test)
+    flat = [((x + 1) / 2).reshape(40, -1) for x in (test, drawn)]
+    assert found(drawn)["fid"] == pytest.approx(distribution.frechet_from_features(*flat))
+    assert found(test)["fid"] == pytest.approx(0, abs=1e-6)
+    assert all(0 <= float(x.min()) and float(x.max()) <= 1 for x in seen)

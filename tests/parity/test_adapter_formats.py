@@ -7,6 +7,7 @@ torch network, and its output is compared with that of the network which loaded 
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
@@ -154,13 +155,20 @@ def write_raw_pipeline(folder, path):
     return write_pipeline(folder, path, lambda tensors: tensors)
 
 
-def write_model(folder, path):
-    unet = new_unet()
+def fill(module, tensors, name):
+    """Puts saved factors in the place of an adapter's; works without data, too."""
+    named = {key.replace(".weight", f".{name}.weight"): value for key, value in tensors.items()}
+    found = module.load_state_dict(named, strict=False, assign=True)
+    assert not found.unexpected_keys and not any("lora" in key for key in found.missing_keys)
+
+
+def write_model(folder, path, make=new_unet):
+    unet = make()
     config = peft.LoraConfig(
         **{k: metadata(folder)[k] for k in ("r", "lora_alpha", "target_modules")}
     )
     unet.add_adapter(config, adapter_name="anna")
-    peft.set_peft_model_state_dict(unet, unet_tensors(folder), adapter_name="anna")
+    fill(unet, unet_tensors(folder), "anna")
     unet.save_lora_adapter(path, adapter_name="anna")
     return path
 
@@ -196,6 +204,44 @@ def test_files_of_the_libraries_give_one_vector(saved, tmp_path, write):
     np.testing.assert_array_equal(loaded.vector, vector)
     assert loaded.vector.dtype == np.float32 and loaded.alpha == ALPHA and loaded.notes == ()
     assert adapters.layout_of(path) == layout
+
+
+def published_unet():
+    """The UNet of Stable Diffusion 1.5 as shapes; adapters of it can be filled and written."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(cross_attention_dim=768)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder that peft writes for `published_unet`, and its vector by concatenation."""
+    config = peft.LoraConfig(r=1, lora_alpha=ALPHA, target_modules=TARGETS)
+    model = peft.get_peft_model(published_unet(), config)
+    shapes = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    torch.manual_seed(3)
+    tensors = {key: torch.randn(value.shape) for key, value in shapes.items()}
+    fill(model, tensors, "default")
+    folder = tmp_path_factory.mktemp("published")
+    model.save_pretrained(folder, save_embedding_layers=False)
+    written = load_file(folder / "adapter_model.safetensors")
+    return folder, np.concatenate([written[key].numpy().ravel() for key in sorted(tensors)])
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_files_of_the_libraries_at_the_published_size(published, tmp_path, write):
+    """64 modules, 128 tensors, 99,648 values, the same from every file."""
+    folder, vector = published
+    more = {"make": published_unet} if write is write_model else {}
+    path = write(folder, tmp_path / "out", **more)
+    layout = adapters.layout_of(path)
+    assert (len(layout.modules), len(layout.names), layout.size) == (64, 128, 99_648)
+    assert layout.sha256 == "71c04e30d94d3cb81ba19216f5818168e14bdac5534441b2de6a4c9bc7df2af7"
+    loaded = adapters.load(path, layout)
+    np.testing.assert_array_equal(loaded.vector, vector)
+    assert loaded.alpha == ALPHA and np.ptp(vector) > 6
+    if write is write_peft:
+        back = jax.jit(lambda v: lora.flatten(lora.unflatten(v, layout), layout))(vector)
+        np.testing.assert_array_equal(back, vector)
 
 
 def test_pipeline_file_without_metadata(saved, tmp_path):

@@ -1,6 +1,7 @@
 """The UNet of Stable Diffusion 1.5 at its full size equals diffusers', with random weights."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,3 +37,6 @@ def test_sd15_unet_at_full_size():
         found = jax.jit(UNet(config).apply)({"params": params}, x, times, text)
     error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
     assert error <= 1e-4, error
+    half = np.asarray(jax.jit(UNet(config, jnp.bfloat16).apply)({"params": params}, x, times, text))
+    cosine = (half * expected).sum() / np.linalg.norm(half) / np.linalg.norm(expected)
+    assert cosine >= 0.999 and np.abs(half - expected).max() > 1e-4 * np.abs(expected).max(), cosine

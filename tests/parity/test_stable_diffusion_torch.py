@@ -175,8 +175,9 @@ def test_autoencoder(old_names):
     with jax.default_matmul_precision("highest"):
         for found, wanted in zip(run(None, image, latent), expected, strict=True):
             assert_close(found, wanted)
-    half = np.asarray(run(jnp.bfloat16, image, latent)[-1])
-    assert cosine(half, expected[-1]) >= 0.999
+    for half, wanted in zip(run(jnp.bfloat16, image, latent), expected, strict=True):
+        assert cosine(np.asarray(half, np.float32), wanted) >= 0.999
+        assert np.abs(np.asarray(half) - wanted).max() > 1e-4  # bfloat16 was really used
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from w2w import adapters
 from w2w.adapters import experiment as adapters_experiment
 from w2w.adapters import stages as own_adapters
 from w2w.bank import Bank
+from w2w.bank import folder as bank_import
 
 CONFIG = "configs/w2w_adapters.py"
 
@@ -48,6 +49,31 @@ def test_streaming_fit_gives_the_same_space(finished, tmp_path):
     _, streamed = own_adapters.open_space({"space": tmp_path})
     _, dense = own_adapters.open_space({"space": finished / "stages/space"})
     np.testing.assert_allclose(streamed, dense[:, :5], atol=1e-3)
+
+
+def test_an_interrupted_import_stage_continues(finished, tmp_path, monkeypatch):
+    """Rows that were committed stay; only the other files are read again."""
+    config = config_lib.load(f"{CONFIG}:smoke")
+    settings = ConfigDict({"adapter": config.adapter, "bank": config.bank})
+    inputs = {"adapters": finished / "stages/adapters"}
+    whole, append, appends = Bank(finished / "stages/import/bank"), Bank.append, []
+    monkeypatch.setattr(bank_import, "_COMMIT_BYTES", 10 * whole.rows[0].nbytes)
+
+    def stops(*args):
+        if len(appends) == 2:
+            raise KeyboardInterrupt
+        appends.append(append(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bank, "append", stops)
+        with pytest.raises(KeyboardInterrupt):
+            own_adapters.import_adapters(settings, inputs, tmp_path)
+    assert load_json(tmp_path / "import.json")["rows"] == 20
+    own_adapters.import_adapters(settings, inputs, tmp_path)
+    report = load_json(tmp_path / "import.json")
+    assert (report["already"], report["imported"], report["rows"]) == (20, 40, 60)
+    for name in ("rows.bin", "index.jsonl"):
+        assert (tmp_path / "bank" / name).read_bytes() == (whole.path / name).read_bytes()
 
 
 def test_exported_files_are_the_models(finished):

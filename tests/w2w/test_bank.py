@@ -1,23 +1,19 @@
-"""Weight bank: appends that are whole or absent, damage that is found, imports that continue."""
+"""Weight bank: appends that are whole or absent, damage that is found."""
 
 import errno
 import os
-import pathlib
 import subprocess
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from common.storage import load_json
-from w2w import adapters, subspace
-from w2w.adapters import Reading, planted
+from w2w import subspace
+from w2w.adapters import planted
 from w2w.bank import Bank, BankError
 from w2w.bank import files as bank_files
-from w2w.bank import folder as bank_import
 from w2w.bank import store as bank_module
-from w2w.bank.folder import find, import_folder
+from w2w.pca import incremental
 
 ALPHA = 27.0
 LAYOUT = planted.layout()
@@ -77,6 +73,22 @@ def test_a_space_is_fitted_on_the_map(tmp_path):
     bank.append([str(i) for i in range(12)], rows)
     here, there = subspace.fit(bank.rows, 5), subspace.fit(rows, 5)
     np.testing.assert_array_equal(here.components, there.components)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_space_is_updated_with_the_rows_that_were_added(tmp_path, dtype):
+    """As if it had been fitted on the whole bank."""
+    bank = new_bank(tmp_path, dtype=dtype)
+    names, rows = [str(i) for i in range(20)], vectors(20)
+    bank.append(names[:12], rows[:12])
+    before = subspace.fit(bank.rows)
+    bank.append(names[12:], rows[12:])
+    updated, whole = incremental.update(before, bank[12:], 19), subspace.fit(bank.rows)
+    assert (before.n, updated.n, updated.k) == (12, 20, 19)
+    np.testing.assert_allclose(updated.std, whole.std, rtol=2e-6)
+    np.testing.assert_allclose(updated.variances, whole.variances, rtol=1e-4)
+    back = subspace.unproject(updated, subspace.project(updated, jnp.asarray(bank.rows, "float32")))
+    np.testing.assert_allclose(back, bank.rows.astype(np.float32), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -200,137 +212,3 @@ def test_two_writers(tmp_path):
         new_bank(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a weight bank"):
         Bank(tmp_path / "nothing")
-
-
-# Import of a folder.
-
-MODELS = 12
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Adapters in all formats, one stated with another alpha, four unusable ones."""
-    out = tmp_path_factory.mktemp("planted")
-    config = dict(models=MODELS, factors=3, noise=0.3, alpha=ALPHA, uneven=True, seed=0)
-    planted.make(ConfigDict(config), {}, out)
-    return out / "adapters"
-
-
-def drawn():
-    return planted.draw(LAYOUT.size, MODELS, 3, 0.3, 0).vectors
-
-
-def test_import_names_what_it_refuses(folder, tmp_path):
-    bank = new_bank(tmp_path / "bank", labels=("age",))
-    ages = {f"person{i}": {"age": 20.0 + i} for i in range(1, MODELS)}
-    report = import_folder(bank, folder, labels=ages, report=tmp_path / "import.json")
-    assert load_json(tmp_path / "import.json") == report
-    assert bank.names == tuple(f"person{i}" for i in range(MODELS))  # 2 before 10
-    np.testing.assert_array_equal(bank.rows, drawn())
-    np.testing.assert_array_equal(bank.labels[:, 0], [np.nan, *(20 + np.arange(1, MODELS))])
-    counts = {key: report[key] for key in ("found", "imported", "already", "rows")}
-    assert counts == {"found": MODELS + 4, "imported": MODELS, "already": 0, "rows": MODELS}
-    reasons = {item["file"]: item["reason"] for item in report["refused"]}
-    assert set(reasons) == {
-        f"{n}.safetensors" for n in ("truncated", "person0_copy", "other_base", "not_finite")
-    }
-    assert "'person0_copy' has the values of 'person0'" in reasons["person0_copy.safetensors"]
-    assert "1 of 24 values are not finite" in reasons["not_finite.safetensors"]
-    assert "another base model" in reasons["other_base.safetensors"]
-    assert "truncated: header of" in reasons["truncated.safetensors"]
-    assert [item["name"] for item in report["changed"]] == [f"person{MODELS - 1}"]
-    again = import_folder(bank, folder)
-    assert (again["imported"], again["already"], len(again["refused"])) == (0, MODELS, 4)
-    assert len(bank) == MODELS
-
-
-def test_import_does_not_depend_on_workers_or_interruptions(folder, tmp_path, monkeypatch):
-    whole = new_bank(tmp_path / "whole")
-    import_folder(whole, folder, workers=1)
-    other = new_bank(tmp_path / "other")
-    import_folder(other, folder, workers=7)
-    assert content(other) == content(whole)
-
-    broken = new_bank(tmp_path / "broken")
-    monkeypatch.setattr(bank_import, "_COMMIT_BYTES", 3 * LAYOUT.size * 4)
-    load = adapters.read
-
-    def stop_at_eight(path, *args):
-        if "person8" in str(path):
-            raise KeyboardInterrupt
-        return load(path, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(adapters, "read", stop_at_eight)
-        with pytest.raises(KeyboardInterrupt):
-            import_folder(broken, folder, workers=2, report=tmp_path / "import.json")
-    assert 0 < len(broken) < 8 and load_json(tmp_path / "import.json")["rows"] == len(broken)
-    kept = len(broken)
-    report = import_folder(Bank(broken.path), folder, workers=2)
-    assert (report["already"], report["imported"]) == (kept, MODELS - kept)
-    assert content(broken) == content(whole)
-
-
-def test_names_of_adapters(tmp_path):
-    """Files are named after themselves, libraries' fixed names after the folder, ``unet`` too."""
-    for place in (
-        "b/adapter_model.safetensors",
-        "b/adapter_config.json",
-        "c/unet/adapter_model.safetensors",
-        "c/unet/adapter_config.json",
-        "d/pytorch_lora_weights.safetensors",
-        "e/x10.safetensors",
-        "e/x9.bin",
-        "f/adapter_config.json",
-        "README.md",
-    ):
-        path = tmp_path / "all" / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = [(s.name, s.path.name) for s in find(tmp_path / "all")]
-    assert found == [
-        ("b", "adapter_model.safetensors"),
-        ("c", "adapter_model.safetensors"),
-        ("d", "pytorch_lora_weights.safetensors"),
-        ("e/x9", "x9.bin"),
-        ("e/x10", "x10.safetensors"),
-        ("f", "adapter_config.json"),
-    ]
-    bank = new_bank(tmp_path / "bank")
-    report = import_folder(bank, tmp_path / "all")
-    reasons = {item["name"]: item["reason"] for item in report["refused"]}
-    assert len(reasons) == 6 and "expected one file of adapter weights, found none" in reasons["f"]
-    with pytest.raises(NotADirectoryError):
-        find(tmp_path / "nowhere")
-
-
-def test_a_name_that_occurs_twice(tmp_path):
-    rows = vectors(2)
-    for i, place in enumerate(("anna.safetensors", "anna")):
-        kind = "kohya" if i == 0 else "peft"
-        adapters.save(tmp_path / "in" / place, rows[i], LAYOUT, alpha=ALPHA, format=kind)
-    bank = new_bank(tmp_path / "bank")
-    report = import_folder(bank, tmp_path / "in")
-    assert bank.names == ("anna",)
-    assert "the name 'anna' occurs twice in the folder" in report["refused"][0]["reason"]
-
-
-def test_import_applies_the_reading(tmp_path):
-    """Files of another rank without alpha, into a bank of rank 1: as asked for, and reported."""
-    big = planted.layout(rank=2)
-    vector = np.random.default_rng(0).normal(size=big.size).astype(np.float32)
-    adapters.save(
-        tmp_path / "in/a.safetensors", vector, big, alpha=2, format="diffusers", fold=True
-    )
-    bank = new_bank(tmp_path / "bank")
-    assert "does not state alpha" in import_folder(bank, tmp_path / "in")["refused"][0]["reason"]
-    reading = Reading(missing_alpha="fold", reduce="svd", canonical=True)
-    report = import_folder(bank, tmp_path / "in", reading=reading)
-    notes = " ".join(item["note"] for item in report["changed"])
-    assert "reduced to rank 1" in notes and "multiplied by 0.037037037" in notes
-    wanted = adapters.read(
-        pathlib.Path(tmp_path / "in/a.safetensors"),
-        LAYOUT,
-        Reading(ALPHA, "fold", "svd", True),
-    )
-    np.testing.assert_array_equal(bank[0], wanted.vector)

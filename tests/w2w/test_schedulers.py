@@ -1,11 +1,13 @@
 """Noise schedules, samplers, guidance and delayed injection against closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2w.diffusion import sampling, scheduler_config
+from w2w.diffusion import flow, sampling, scheduler_config
 from w2w.diffusion.noise import NoiseProcess, spaced
 from w2w.diffusion.schedulers import DDIM, DDPM, PNDM
 from w2w.diffusion.sigma_schedulers import DPMSolverPP, Euler
@@ -31,6 +33,43 @@ def test_plms_calls():
 def test_edited_calls():
     found = [sampling.edited_calls(PNDM(), 50, t) for t in (1000, 981, 800, 700, 600, 400, 0)]
     assert found == [51, 51, 40, 35, 30, 20, 0]
+
+
+def test_the_sampler_calls_the_edited_weights_as_often():
+    """They are the last ones of the 51 calls; the ones before have the original weights."""
+    weights = []
+
+    def denoise(weight, x, t):
+        jax.debug.callback(lambda weight: weights.append(int(weight)), weight, ordered=True)
+        return x
+
+    @jax.jit
+    def run(threshold):
+        denoiser = sampling.delayed(denoise, 0, 1, threshold)
+        return sampling.sample(denoiser, jnp.ones((1, 1)), PNDM(), 50)
+
+    for threshold, edited in ((981, 51), (800, 40), (700, 35), (600, 30), (400, 20), (0.5, 0)):
+        weights.clear()
+        run(float(threshold))
+        jax.effects_barrier()
+        assert weights == [0] * (51 - edited) + [1] * edited, threshold
+
+
+@pytest.mark.parametrize("steps", [2, 50])
+def test_the_network_is_traced_once_for_all_steps(steps):
+    """Compile time does not grow with the steps."""
+    traced = []
+
+    def denoise(x, t, *more):
+        traced.append(t)
+        return x
+
+    latents = jnp.zeros((1, 2, 2, 1))
+    for scheduler in SCHEDULERS:
+        sample = functools.partial(sampling.sample, denoise, scheduler=scheduler, steps=steps)
+        jax.eval_shape(sample, latents, key=jax.random.key(0))
+    jax.eval_shape(lambda x: flow.sample(denoise, x, steps), latents)
+    assert len(traced) == len(SCHEDULERS) + 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -54,6 +54,9 @@ def test_invariants_at_full_rank(method, n, d):
     assert (np.diff(variances) <= 0).all() and variances[-1] > 0
     np.testing.assert_allclose(variances.sum(), d, rtol=1e-5)
     np.testing.assert_allclose(subspace.explained_variance(space).sum(), 1, rtol=1e-5)
+    standard = (weights - weights.mean(0, np.float64)) / weights.std(0, np.float64, ddof=1)
+    singular = np.linalg.svd(standard, compute_uv=False)[: space.k]
+    np.testing.assert_allclose(variances, singular**2 / (n - 1), rtol=1e-5)
 
     coefficients = np.asarray(jax.jit(subspace.project)(space, weights))
     sigma = np.sqrt(variances)

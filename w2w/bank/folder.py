@@ -6,6 +6,7 @@ report, with the reason.
 """
 
 import collections
+import contextlib
 import os
 import pathlib
 import re
@@ -87,7 +88,7 @@ def import_folder(
       workers: files read at a time, by threads.
       reading: what to make of files of another strength or rank; its alpha is the bank's.
       labels: adapter name to label name to number.
-      report: JSON file to write the result to; also written if the disk is full.
+      report: JSON file to write the result to; also of an import that fails, where possible.
 
     Returns:
       ``{"folder", "found", "imported", "already", "refused": [{"name", "file", "reason"}, ...],
@@ -118,6 +119,12 @@ def import_folder(
         file = source.path.relative_to(folder).as_posix()
         result["refused"].append({"name": source.name, "file": file, "reason": reason})
 
+    def finish() -> None:
+        result["imported"] = group.committed
+        result["rows"] = len(bank)
+        if report is not None:
+            save_json(report, result)
+
     try:
         for source, loaded in _loaded(new, bank, settings, workers):
             if isinstance(loaded, AdapterError):
@@ -131,11 +138,11 @@ def import_folder(
             result["changed"] += [{"name": source.name, "note": note} for note in loaded.notes]
             group.commit(_COMMIT_BYTES)
         group.commit()
-    finally:
-        result["imported"] = group.committed
-        result["rows"] = len(bank)
-        if report is not None:
-            save_json(report, result)
+    except BaseException:
+        with contextlib.suppress(OSError):  # of the two errors the first says what happened
+            finish()
+        raise
+    finish()
     return result
 
 
