@@ -172,7 +172,10 @@ def bars(
             kwargs: dict[str, Any] = {"label": name, "ecolor": "#33363d", "capsize": 3}
             drawn = axes.bar(x, heights, 0.92 * width, color=colour, yerr=error, **kwargs)
             axes.bar_label(drawn, fmt=_short, padding=2, fontsize=8.5, color="#33363d")
-        axes.set_xticks(range(len(names)), [_wrap(name) for name in names])
+        room = 0.8 * 72 * min(inches, 11) / len(names)  # points under one group
+        labels = [_wrap(name, min(14, max(8, int(room / 5.5)))) for name in names]
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        axes.set_xticks(range(len(names)), labels, fontsize=min(10, max(6, room / longest / 0.55)))
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.12)
         if any(np.nanmin(heights) < 0 for heights in series.values()):

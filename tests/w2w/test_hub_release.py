@@ -1,7 +1,7 @@
 """The original's release: files of its structure at small size, written by torch.
 
-pandas is not among the packages of the tests. The pickled frame is written by classes of pandas'
-names that reduce as those of pandas 1.3 to 2.x do (`pandas/_libs/internals.pyx`,
+The release was pickled by a pandas before 3, whose names are others today. The frame is written by
+classes of those names that reduce as those of pandas 1.3 to 2.x do (`pandas/_libs/internals.pyx`,
 `Index.__reduce__`, `NDFrame.__getstate__`).
 """
 
