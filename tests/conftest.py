@@ -75,17 +75,19 @@ def _compile_options(options):
         compiler.get_compile_options = original
 
 
-@pytest.fixture(scope="module")
-def quick_compile():
-    """Programs of a module compile with few optimisations, as in the smoke variants.
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile(request):
+    """Programs compile with few optimisations, as in the smoke variants.
 
-    For tests whose networks take longer to compile than to run:
-    `pytestmark = pytest.mark.usefixtures("quick_compile")`.
+    Most tests take longer to compile than to run. A module for which it is the other way round, or
+    that needs the programs which users run, says `pytestmark = pytest.mark.full_compile`.
     """
+    if request.node.get_closest_marker("full_compile"):
+        yield
+        return
     jax.config.update("jax_disable_most_optimizations", True)
-    if jaxlib.__version__.startswith("0.10."):  # an option that a compiler lacks is an error
-        with _compile_options(QUICK_OPTIONS):
-            yield
-    else:
+    # An option that a compiler lacks is an error.
+    known = jaxlib.__version__.startswith("0.10.")
+    with _compile_options(QUICK_OPTIONS) if known else contextlib.nullcontext():
         yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -10,8 +10,6 @@ import pytest
 
 from common.nets import conv
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 FORMS = [
     form for form in itertools.product(

@@ -10,8 +10,6 @@ from common.metrics import distribution
 from common.nets import inception
 from ign import classifier, corruptions, evaluate, measure, models, noise, probe, project
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = models.NetConfig(width=8, latent=8)
 
 

@@ -8,8 +8,6 @@ import pytest
 
 from ign import models
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def build(**changes):
     config = models.NetConfig(**{"width": 8, "latent": 12, **changes})

@@ -9,7 +9,7 @@ import pytest
 from ign import losses, matching, models, noise, population, train
 
 # optax's Adam and schedules: 1 - decay**count mixes int32 and float32.
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 WEIGHTS = losses.Weights(1.0, 1.0, 0.1, 1.0, 1.5)
 

@@ -11,8 +11,6 @@ from keypoints.models import KeypointNet
 from keypoints.predict import predict
 from tests.keypoints.small import CONFIG, cube, recording
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def scene():

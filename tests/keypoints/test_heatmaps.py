@@ -8,8 +8,6 @@ from keypoints import data, heatmaps, volume
 from keypoints.v2v import coordinates
 from tests.keypoints.small import cube, recording
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def scene():

@@ -15,8 +15,6 @@ from keypoints.models import KeypointNet
 from keypoints.norms import GroupNorm
 from tests.keypoints.small import CONFIG, cube, recording
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def scene():

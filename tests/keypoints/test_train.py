@@ -12,8 +12,6 @@ from keypoints import cameras, data, heatmaps, losses, models, supervised, train
 from keypoints.models import KeypointNet
 from tests.keypoints.small import CONFIG, cube, recording
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RECIPE = train.Recipe(
     num_steps=60, batch_size=2, warmup=3, length_start=3, length_ramp=2, learning_rate=4e-3,
     view_dropout=0.2,

@@ -10,8 +10,6 @@ from keypoints.data import on_device
 from keypoints.v2v import coordinates, soft_argmax
 from tests.keypoints.rigs import ring
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LENS = (-0.12, 0.05, 0.002, -0.001, 0.0)
 TARGET = np.array([[0.31, -0.22, 0.4]])
 N = 20

@@ -10,8 +10,6 @@ from scipy import stats
 from medical.acgan import losses, models, train
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 REAL = jnp.asarray(RNG.normal(size=(3, 4, 4, 1)), jnp.float32)
 FAKE = jnp.asarray(RNG.normal(size=(3, 4, 4, 1)), jnp.float32)

@@ -13,7 +13,6 @@ from medical.acgan.methods import METHODS
 
 pytestmark = [
     # Small networks: they take longer to compile than to run.
-    pytest.mark.usefixtures("quick_compile"),
     pytest.mark.usefixtures("standard_promotion"),  # optax, bias correction of Adam
 ]
 

@@ -13,7 +13,7 @@ from common.config import ConfigError
 from medical.acgan import experiment
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")  # optax, Adam
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax, Adam
 
 
 def settings(**changes):

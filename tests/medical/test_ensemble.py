@@ -8,8 +8,6 @@ import pytest
 from medical.fusion import ensemble
 from medical.statistics import multiclass
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture
 def members():

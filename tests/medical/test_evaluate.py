@@ -8,8 +8,6 @@ import pytest
 from medical.medxgan import evaluate, figures, maps, models, stages, train
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LATENT = (4, 2)
 RNG = np.random.default_rng(0)
 

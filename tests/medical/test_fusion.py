@@ -10,8 +10,6 @@ from medical.explain import grad_cam
 from medical.fusion import alarms, missing, models
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 IMAGE = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 TABLE = jax.ShapeDtypeStruct((2, 99), jnp.float32)
 

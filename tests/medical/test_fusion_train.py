@@ -14,8 +14,6 @@ from medical.fusion.missing import Present
 from medical.fusion.train import Patients, Recipe
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Trunk(nn.Module):
     """A small trunk with averages of batch normalisation."""

@@ -8,8 +8,6 @@ import pytest
 from medical.medxgan import classifier, invert, losses, models, train
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LATENT = (6, 3)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)), jnp.float32)
 LABELS = jnp.asarray([0, 1, 1, 0])

@@ -12,8 +12,6 @@ from common.storage import load_arrays, load_json
 from meshgcn import context, experiment
 from tests.meshgcn import small
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = "configs/meshgcn.py"
 
 

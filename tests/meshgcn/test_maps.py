@@ -13,8 +13,6 @@ from meshgcn.meshes import TopologyError, VertexCountError
 from tests.meshgcn.small import operators, template
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def linear_net():
     """One block that is the identity (positive inputs), a flattened head with known weights."""

@@ -12,8 +12,6 @@ from tests.meshgcn.shapes import icosphere, relabelled
 from tests.meshgcn.small import operators, template
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def x_of(count, features=2, seed=0):
     shape = (count, len(template().mesh), features)

@@ -9,8 +9,6 @@ from meshgcn import evaluate, models, splits, train
 from tests.meshgcn.small import operators, subjects
 
 # Small networks: they take longer to compile than to run.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RECIPE = train.Recipe(epochs=6, batch=8, learning_rate=1e-2, weight_decay=0.01, eval_batch=32)
 MODEL = models.MeshNet((4, 4), terms=2, hidden=8)
 

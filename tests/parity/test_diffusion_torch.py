@@ -9,8 +9,6 @@ from w2w.diffusion import pretrained
 from w2w.diffusion.text import TextConfig, TextEncoder
 from w2w.diffusion.unet import UNet, UNetConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 torch = pytest.importorskip("torch", reason="torch is the oracle of parity tests (extra: test)")
 
 

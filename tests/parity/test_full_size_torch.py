@@ -13,7 +13,7 @@ diffusers = pytest.importorskip("diffusers", reason="the oracle of this test (ex
 from tests.parity import tiny_diffusion as tiny  # noqa: E402
 
 # Deselected by default: 12 GB of memory and minutes of one core. Run with `-m full_size`.
-pytestmark = [pytest.mark.parity, pytest.mark.full_size]
+pytestmark = [pytest.mark.parity, pytest.mark.full_size, pytest.mark.full_compile]
 
 
 def test_sd15_unet_at_full_size():

@@ -10,7 +10,7 @@ from common.metrics import distribution
 from common.nets import inception
 from common.porting import PortingError
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full_compile]
 
 
 @pytest.fixture(scope="module")

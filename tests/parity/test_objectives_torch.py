@@ -19,7 +19,7 @@ diffusers = pytest.importorskip("diffusers", reason="the oracle of these tests (
 peft = pytest.importorskip("peft", reason="the oracle of these tests (extra: test)")
 from tests.parity import tiny_diffusion as tiny  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.parity
 TIMES = np.array([17, 901], np.int32)
 CONFIG = lora.LoraConfig(rank=1, alpha=27.0)
 # The blocks of Stable Diffusion 1.5 at a hundredth of its widths; minutes to compile.

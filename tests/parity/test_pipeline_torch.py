@@ -19,7 +19,7 @@ pytest.importorskip("diffusers", reason="the oracle of these tests (extra: test)
 pytest.importorskip("transformers", reason="the oracle of these tests (extra: test)")
 from tests.parity import tiny_diffusion as tiny  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.parity
 PROMPTS = ["a photo of sks person", "person"]
 SIZE = 16
 

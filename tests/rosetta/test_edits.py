@@ -14,7 +14,7 @@ from rosetta.zoo import shipped
 from tests.rosetta import toy
 
 # optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 random = np.random.default_rng(0)
 

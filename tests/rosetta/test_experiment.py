@@ -11,8 +11,6 @@ from common.storage import load_arrays, load_json
 from rosetta import build, context, experiment, figures
 from rosetta.units import Layout
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = "configs/rosetta.py"
 
 

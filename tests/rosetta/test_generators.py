@@ -19,8 +19,6 @@ from rosetta.inversion import Settings, Weights
 from rosetta.zoo import generators, nvidia
 from tests.parity.test_stylegan3_reference import official_tensors
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 random = np.random.default_rng(0)
 
 

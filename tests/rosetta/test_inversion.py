@@ -13,7 +13,7 @@ from tests.rosetta import toy
 from tests.rosetta.maps import enlarge
 
 # optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 random = np.random.default_rng(0)
 

@@ -10,8 +10,6 @@ from rosetta import mining, neighbours, tables
 from rosetta.units import Layout, MapError
 from tests.rosetta.maps import activations, brute_force, plan_of
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 IMAGES = 24
 
 

@@ -9,7 +9,7 @@ from rosetta import supervision, train
 from rosetta.zoo import small
 
 # optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 random = np.random.default_rng(0)
 

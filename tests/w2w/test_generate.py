@@ -7,8 +7,6 @@ import pytest
 from tests.w2w import small
 from w2w import base, generate, lora
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DRAWING = generate.Drawing(steps=3, guidance=2.0, shift=1.0)
 
 

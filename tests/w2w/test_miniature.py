@@ -19,7 +19,7 @@ from w2w.diffusion.inversion import Photographs, Problem, Recipe, Shared
 from w2w.diffusion.schedulers import DDIM
 
 # optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 MODELS, PEOPLE, VIEWS, NOISE, ATTRIBUTES = 40, 8, 10, 0.5, 3
 
 

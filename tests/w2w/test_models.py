@@ -15,8 +15,6 @@ from w2w.diffusion import layers, unet
 from w2w.diffusion.autoencoder import kl_divergence
 from w2w.diffusion.text import WordTokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_round_trip_is_float16_exact(tmp_path):
     tree = small.params()

@@ -17,8 +17,6 @@ from w2w.diffusion.noise import NoiseProcess
 from w2w.diffusion.pipeline import load_pipeline
 from w2w.diffusion.unet import UNet, UNetConfig, count_parameters
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SD21 = {
     "attention_head_dim": [5, 10, 20, 20],
     "cross_attention_dim": 1024,

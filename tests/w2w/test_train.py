@@ -9,7 +9,7 @@ from tests.w2w import small
 from w2w import losses, train
 
 # optax.adam: 1 - decay**count
-pytestmark = pytest.mark.usefixtures("quick_compile", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
