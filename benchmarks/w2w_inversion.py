@@ -22,7 +22,6 @@ import statistics
 import time
 from typing import Any
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +34,13 @@ from w2w.diffusion.noise import NoiseProcess
 from w2w.diffusion.pipeline import Condition
 from w2w.diffusion.unet import UNet, count_parameters
 from w2w.subspace import Subspace
+
+# PyPI's torchvision does not load beside a CPU build of torch; diffusers imports it all the same.
+if torch.version.cuda is None:
+    _TORCHVISION = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _TORCHVISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import diffusers  # noqa: E402
 
 LORA = lora.LoraConfig(rank=1, alpha=27.0)
 SIZES: dict[str, dict[str, Any]] = {

@@ -124,6 +124,8 @@ def _build_array(shape: Any, dtype: Any, order: Any, data: Any) -> np.ndarray:
         raise PickleError("a NumPy array of Python objects")
     sizes = check_sizes(shape, "shape")
     count = int(np.prod(sizes, dtype=object)) if sizes else 1
+    if count and not dtype.value.itemsize:  # NumPy would make room for strings of length 1
+        raise PickleError(f"a NumPy array {sizes} of empty strings")
     if count * dtype.value.itemsize != len(data):
         raise PickleError(
             f"a NumPy array {dtype.value} {sizes} needs {count * dtype.value.itemsize} "

@@ -4,6 +4,8 @@ Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion 
           (weights2weights).
 Command:  python launch.py --config=configs/w2w_adapters.py --config.folder=my_adapters \\
             --config.edit.labels=labels.csv --config.export.format=kohya
+          Adapters were added to the folder: the space of the earlier run takes them in,
+            --workdir=run2 --config.space.update_from=run
           With the base model, photographs become adapters, too, and models are drawn:
             --config.invert.pipeline=stable-diffusion-v1-5 --config.invert.images=photographs
 Cost:     dominated by reading the files; without a pipeline no network is evaluated.
@@ -33,8 +35,13 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.bank = ConfigDict(dict(dtype="float32", workers=8))
-    # 0: all. Methods: gram, svd, randomized, or streaming for banks larger than memory.
-    config.space = ConfigDict(dict(components=0, method="gram"))
+    config.space = ConfigDict(
+        dict(
+            components=0,  # 0: all; of an update of a space that has not all, as many as it has
+            method="gram",  # svd, randomized, or streaming for banks larger than memory
+            update_from="",  # workdir of an earlier run, whose space takes in the added adapters
+        )
+    )
     config.sample = ConfigDict(dict(count=8, factor=1.0))
     config.edit = ConfigDict(
         dict(

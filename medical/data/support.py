@@ -25,7 +25,7 @@ LEVELS = ("low", "intermediate", "high")
 
 class Patients(NamedTuple):
     """Attributes:
-      columns: variable to its values ``[patients]``; see `common.frame_reader.read`.
+      columns: variable to its values ``[patients]``; see `common.frame_reader.Frame`.
       labels: int32 ``[patients]``, index into `LEVELS`.
     """
 
@@ -52,7 +52,7 @@ def risk_level(
 def read(cuts: tuple[float, float] = (30.0, 180.0)) -> Patients:
     """All patients whose level is known, in the order of the table."""
     path = registry.fetch("survset") / "support2.pickle"
-    table = frame_reader.read(path)
+    table = frame_reader.read(path).columns
     level = risk_level(table["time"], table["event"], cuts)
     known = level >= 0
     return Patients({name: table[name][known] for name in VARIABLES}, level[known])

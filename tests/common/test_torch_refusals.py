@@ -74,6 +74,11 @@ def test_globals_and_extensions_are_refused(tmp_path, text, name):
         (b"c__builtin__\nbytes\n(I9999999999\ntR.", "bytes made from int"),
         (b"cnumpy\ndtype\n(S'O'\ntR.", "dtype 'O' is not one of numbers or strings"),
         (b"cnumpy\ndtype\n(S'f4,f4'\ntR.", "is not one of numbers or strings"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(L1000000000000000L\ntcnumpy\ndtype\n"
+            b"(S'S0'\ntRI00\nS''\ntb.",
+            "of empty strings",
+        ),
         (b"Nr\xff\xff\xff\x7f.", "memo index 2147483647 in opcode 1"),
         (b"N\x8e\xff\xff\xff\xff\xff\xff\x00\x00x.", "damaged pickle"),
         (b"\x80\x02K\x01Q.", "outside the pickle: 1"),

@@ -266,6 +266,34 @@ def test_names_of_adapters(tmp_path):
         find(tmp_path / "nowhere")
 
 
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    """Refused like other unusable files, also where the file was there before."""
+    folder = tmp_path / "in"
+    target = save_kohya(tmp_path / "elsewhere/a.safetensors", vectors(1)[0])
+    folder.mkdir()
+    (folder / "a.safetensors").symlink_to(target)
+    (folder / "b").mkdir()
+    (folder / "b/adapter_model.safetensors").symlink_to("gone.safetensors")
+    (folder / "c").mkdir()
+    (folder / "c/adapter_config.json").symlink_to("gone.json")
+    (folder / "notes.txt").symlink_to("gone.txt")  # no adapter
+    (folder / "self.bin").symlink_to("self.bin")
+    bank = new_bank(tmp_path / "bank")
+    broken = ["b/adapter_model.safetensors", "c/adapter_config.json", "self.bin"]
+    report = import_folder(bank, folder, report=tmp_path / "import.json")
+    assert (report["found"], report["imported"], bank.names) == (4, 1, ("a",))
+    assert [item["file"] for item in report["refused"]] == broken
+    assert "no such file; it is a link to gone.safetensors" in report["refused"][0]["reason"]
+    stamps = [bank_import.stamp(folder, source) for source in find(folder)]
+
+    target.unlink()
+    report = import_folder(bank, folder)
+    assert (report["found"], report["already"], report["rows"]) == (4, 0, 1)
+    assert [item["file"] for item in report["refused"]] == ["a.safetensors", *broken]
+    changed = [bank_import.stamp(folder, source) for source in find(folder)]
+    assert changed[0] != stamps[0] and changed[1:] == stamps[1:]
+
+
 def test_a_name_that_occurs_twice(tmp_path):
     rows = vectors(2)
     for i, place in enumerate(("anna.safetensors", "anna")):

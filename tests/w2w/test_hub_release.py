@@ -1,22 +1,20 @@
 """The original's release: files of its structure at small size, written by torch.
 
-The release was pickled by a pandas before 3, whose names are others today. The frame is written by
-classes of those names that reduce as those of pandas 1.3 to 2.x do (`pandas/_libs/internals.pyx`,
-`Index.__reduce__`, `NDFrame.__getstate__`).
+The release was pickled by a pandas before 3, whose names are others today, see `old_pandas`.
 """
 
 import os
-import pickle
 import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 
+from tests.common import old_pandas
+from tests.common.old_pandas import Block, BlockManager, DataFrame, Index
 from w2w import subspace
 from w2w.adapters import planted
-from w2w.bank import Bank, hub_release, label_frames
+from w2w.bank import Bank, hub_release
 from w2w.bank.hub_release import ReleaseError
 
 LAYOUT = planted.layout()
@@ -24,82 +22,9 @@ N, K, D = 40, 6, LAYOUT.size
 COLUMNS = ("Male", "Young", "Score")
 
 
-class Index:
-    """As ``pandas.Index`` of objects, or of numbers."""
-
-    def __init__(self, data, **attributes):
-        self.attributes = {"data": np.asarray(data), "name": None, **attributes}
-
-    def __reduce__(self):
-        base = sys.modules["pandas.core.indexes.base"]
-        return base._new_Index, (type(self), self.attributes), None
-
-
-class RangeIndex(Index):
-    def __init__(self, *bounds):
-        self.attributes = {
-            "name": None,
-            **dict(zip(("start", "stop", "step"), bounds, strict=True)),
-        }
-
-
-class BlockManager:
-    def __init__(self, blocks, axes):
-        self.blocks, self.axes = blocks, axes
-
-    def __reduce__(self):
-        return type(self), (self.blocks, self.axes)
-
-
-class Block:
-    def __init__(self, values, placement):
-        self.args = (values, placement, 2)
-
-    def __reduce__(self):
-        return sys.modules["pandas._libs.internals"]._unpickle_block, self.args
-
-
-class DataFrame:
-    def __init__(self, manager):
-        self.manager = manager
-
-    def __getstate__(self):
-        return {
-            "_mgr": self.manager,
-            "_typ": "dataframe",
-            "_metadata": [],
-            "attrs": {},
-            "_flags": {"allows_duplicate_labels": True},
-        }
-
-
-def _new_Index(kind, attributes):
-    raise AssertionError("the reader calls nothing")
-
-
-def _unpickle_block(values, placement, ndim):
-    raise AssertionError("the reader calls nothing")
-
-
 @pytest.fixture
 def pandas_names(monkeypatch):
-    """Modules of pandas' names that hold the classes above, so that they pickle as pandas'."""
-    places = {
-        "pandas.core.frame": (DataFrame,),
-        "pandas.core.internals.managers": (BlockManager,),
-        "pandas.core.indexes.base": (Index, _new_Index),
-        "pandas.core.indexes.range": (RangeIndex,),
-        "pandas._libs.internals": (_unpickle_block,),
-    }
-    for name, members in places.items():
-        module = types.ModuleType(name)
-        for member in members:
-            monkeypatch.setattr(member, "__module__", name)
-            setattr(module, member.__name__, member)
-        for depth in range(1, name.count(".") + 1):
-            parent = ".".join(name.split(".")[:depth])
-            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
-        monkeypatch.setitem(sys.modules, name, module)
+    old_pandas.install(monkeypatch)
 
 
 def names_of(count):
@@ -210,25 +135,6 @@ def test_labels_without_pandas(release, monkeypatch):
     names, attributes = hub_release.read_labels(folder)
     assert list(names) == names_of(N) and tuple(attributes) == COLUMNS
     np.testing.assert_array_equal([attributes[name] for name in COLUMNS], table)
-
-
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_frames_of_other_contents(tmp_path, pandas_names, protocol):
-    """Plain pickles, columns of Python objects, indices of numbers."""
-    objects = np.array([[1, None, 2.5], ["a", "b", "c"]], object)
-    axes = [Index(np.array(["number", "text"], object)), RangeIndex(10, 16, 2)]
-    path = tmp_path / "frame.pkl"
-    manager = BlockManager((Block(objects, slice(0, 2, 1)),), axes)
-    path.write_bytes(pickle.dumps(DataFrame(manager), protocol))
-    frame = label_frames.read(path)
-    assert frame.index == (10, 12, 14)
-    np.testing.assert_array_equal(frame.columns["number"], [1, np.nan, 2.5])
-    assert frame.columns["text"].tolist() == ["a", "b", "c"]
-
-    manager = BlockManager((Block(objects, slice(0, 1, 1)),), axes)
-    path.write_bytes(pickle.dumps(DataFrame(manager), protocol))
-    with pytest.raises(label_frames.PickleError, match=r"block of shape \(2, 3\) for 1 columns"):
-        label_frames.read(path)
 
 
 def test_the_bank_of_the_release(release, monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from w2w import subspace
@@ -36,6 +36,7 @@ def assert_moments(space, weights):
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(3, 30), m=st.integers(1, 30), d=st.sampled_from([10, 25, 60]),
        batch=st.integers(1, 40), seed=st.integers(0, 99))  # fmt: skip
+@example(n=5, m=20, d=25, batch=20, seed=1)  # its last direction has a millionth of the first's
 def test_equals_the_batch_fit_at_full_rank(n, m, d, batch, seed):
     """Mean, deviation, variances and subspaces, though new models shift mean and units."""
     old = population(n, d, 4, 2.0, seed)
@@ -94,6 +95,21 @@ def test_entries_that_start_or_do_not_vary():
     np.testing.assert_allclose(updated.variances, reference.variances, rtol=1e-4, atol=1e-4)
     one = incremental.update(updated, both[:1])  # a single model
     assert one.n == 61 and one.k == 59
+
+
+@pytest.mark.parametrize(("d", "limit"), [(60, 39), (25, 22)])
+def test_all_components(d, limit):
+    """Zero stands for all that there are, limited by models or by entries that vary."""
+    both = population(40, d, 4, 2.0)
+    both[:, :3] = 0.1
+    old = subspace.fit(both[:30])
+    updated = incremental.update(old, both[30:], 0, batch=4)
+    known = incremental.update(old, both[30:], limit, batch=4)
+    np.testing.assert_array_equal(updated.variances, known.variances)
+    np.testing.assert_array_equal(updated.components, known.components)
+    assert updated.k == limit
+    few = incremental.update(subspace.truncate(old, 5), both[30:], 0, batch=4)
+    assert few.k == 15
 
 
 def test_bad_input():

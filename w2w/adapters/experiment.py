@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from common.config import ConfigError
 from common.report import publish
 from common.stages import Pipeline
-from w2w.adapters import base_model, photographs, planted
+from w2w.adapters import base_model, earlier, photographs, planted
 from w2w.adapters import draw as drawing
 from w2w.adapters import invert as inverting
 from w2w.adapters import report as adapters_report
@@ -22,11 +22,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs the stages of ``configs/w2w_adapters.py`` in ``workdir``; finished ones are skipped."""
     stages = Pipeline(workdir)
     base = _base(config)
+    fitting = {**earlier.settings(config.space, workdir), "seed": config.seed}
     source, needs = _source(config, stages)
     seed = {"seed": config.seed}
     settings = {"adapter": config.adapter, "bank": config.bank, **source}
     stages.stage("import", own_adapters.import_adapters, ConfigDict(settings), needs)
-    stages.stage("space", own_adapters.fit, ConfigDict({**config.space, **seed}), ("import",))
+    stages.stage("space", own_adapters.fit, ConfigDict(fitting), ("import",))
     sampling = ConfigDict({**config.sample, **seed})
     stages.stage("sample", own_adapters.sample, sampling, ("import", "space"))
     models: tuple[str, ...] = ("sample",)

@@ -78,7 +78,8 @@ def locate(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
             raise AdapterError(f"{path}: expected one file of adapter weights, found {names}")
         path = found[0]
     elif not path.is_file():
-        raise AdapterError(f"{path}: no such file")
+        link = f"; it is a link to {path.readlink()}" if path.is_symlink() else ""
+        raise AdapterError(f"{path}: no such file{link}")
     if path.suffix not in SUFFIXES:
         raise AdapterError(f"{path}: suffix {path.suffix!r} is none of {', '.join(SUFFIXES)}")
     config = path.with_name(adapter_config.CONFIG)

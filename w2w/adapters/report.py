@@ -30,6 +30,9 @@ def report(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Pat
         "explained": {str(k): cumulative[k - 1] for k in _counts(space.k)},
         "export": load_json(inputs["export"] / "export.json"),
     }
+    update = inputs["space"] / "update.json"
+    if update.is_file():
+        results["update"] = load_json(update)
     lines = {}
     if "adapters" in inputs:
         results["planted"] = compare(space, inputs)
@@ -129,6 +132,9 @@ def write(
         rows = [[item["name"], item["note"]] for item in imported["changed"][:200]]
         page.table(["adapter", "what was changed"], rows)
     page.section("Space")
+    if "update" in results:
+        page.text("Not fitted anew: `{from}` with its {known} adapters took in {new} more.".format(
+            **results["update"]))  # fmt: skip
     page.figure(out / "spectrum.png", "Cumulative share of variance by number of components.")
     if "planted" in results:
         rows = [[name.replace("_", " "), value] for name, value in results["planted"].items()]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from common.storage import load_arrays, load_json, save_arrays, save_json
 from w2w import adapters, directions, subspace
-from w2w.adapters import AdapterError, Reading
+from w2w.adapters import AdapterError, Reading, earlier
 from w2w.adapters import files as adapter_files
 from w2w.adapters.vectors import layout_from
 from w2w.bank import Bank
@@ -102,7 +102,10 @@ def open_bank(inputs: dict[str, pathlib.Path]) -> Bank:
 def fit(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
     """Stage: the space of all adapters, and their coefficients."""
     bank = open_bank(inputs)
-    if config.method == "streaming":  # banks larger than memory; a stopped fit continues
+    if config.get("update_from"):
+        space, summary = earlier.updated(config, bank)
+        save_json(out / "update.json", summary)
+    elif config.method == "streaming":  # banks larger than memory; a stopped fit continues
         if not config.components:
             raise ValueError("the streaming fit needs a number of components")
         passes = out / "passes"

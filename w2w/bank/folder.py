@@ -58,13 +58,14 @@ def find(folder: str | os.PathLike[str]) -> list[Source]:
     for path in folder.rglob("*"):
         weights = path.suffix in SUFFIXES
         alone = path.name == CONFIG and not any(path.parent.glob(f"{PEFT_STEM}.*"))
-        if not (weights or alone) or not path.is_file():
+        if not (weights or alone) or not (path.is_file() or _is_dangling(path)):
             continue
         place = path.relative_to(folder)
         name = place.with_suffix("")
         if alone or path.stem in _FIXED_NAMES:
             name = place.parent.parent if place.parent.name == "unet" else place.parent
-        # A configuration without weights is refused when it is read, as a folder without them.
+        # Refused when they are read: a configuration without weights, as a folder without them, and
+        # a link that leads nowhere.
         found.append(Source(name.as_posix() if name.parts else folder.resolve().name, path))
     return sorted(found, key=lambda source: (natural(source.name), str(source.path)))
 
@@ -227,8 +228,12 @@ def _loaded(
 
 def stamp(folder: pathlib.Path, source: Source) -> str:
     """Place, size and time of change of a file; the place is relative to the folder."""
-    status = source.path.stat()
+    status = source.path.stat(follow_symlinks=not _is_dangling(source.path))
     return f"{source.path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_dangling(path: pathlib.Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _is_in(bank: Bank, folder: pathlib.Path, source: Source) -> bool:

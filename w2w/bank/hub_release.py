@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from common import torch_reader
+from common import frame_reader, torch_reader
 from w2w.adapters import config as adapter_config
 from w2w.adapters.formats import AdapterError, dotted, parse
-from w2w.bank import Bank, label_frames
+from w2w.bank import Bank
 from w2w.bank.folder import natural
 from w2w.lora_layout import Layout
 from w2w.subspace import Subspace
@@ -225,8 +225,8 @@ def read_labels(folder: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[s
     """
     path = find(folder, "identity_df.pt")
     try:
-        frame = label_frames.read(path)
-    except label_frames.PickleError as error:
+        frame = frame_reader.read(path)
+    except frame_reader.PickleError as error:
         raise ReleaseError(str(error)) from error
     names = tuple(str(name) for name in frame.index)
     if len(set(names)) != len(names):

@@ -28,7 +28,7 @@ import numpy as np
 from w2w.pca.dense import constant_below
 from w2w.pca.products import Moments
 from w2w.pca.row_blocks import Rows
-from w2w.pca.standardised import require, require_rank
+from w2w.pca.standardised import require
 from w2w.subspace import Subspace, assemble
 
 _CHUNK = 4096
@@ -51,7 +51,7 @@ def update(
       space: a fitted space with positive deviations.
       source: ``[m, D]`` new models, as for :func:`w2w.pca.streaming.fit`; one is enough.
       k: number of components; None for the space's. More than it has are possible up to the
-        number of stacked rows.
+        number of stacked rows; 0 for all directions that these span.
       std_floor: entries with a standard deviation up to this count as constant.
       batch: models taken in at once; None for ``max(k, 64)``. Components beyond ``k`` are kept
         between batches where there are any, up to ``k + batch``.
@@ -65,11 +65,12 @@ def update(
         raise ValueError("the space has negative deviations; take their magnitudes, and change the "
                          "sign of those columns of its components")  # fmt: skip
     k = space.k if k is None else k
-    batch = max(k, 64) if batch is None else batch
-    if k < 1 or batch < 1:
-        raise ValueError(f"expected k >= 1 and batch >= 1, got {k} and {batch}")
+    batch = max(k or space.k, 64) if batch is None else batch
+    if k < 0 or batch < 1:
+        raise ValueError(f"expected k >= 0 and batch >= 1, got {k} and {batch}")
     rows = Rows(source, 1, batch, least=1)
     n, d = space.n + rows.shape[0], len(std)
+    kept = k or n  # between batches
     if rows.shape[1] != d:
         raise ValueError(f"models have {rows.shape[1]} entries, the space has {d}")
     old = Moments(space.n, np.asarray(space.mean, np.float64), std**2 * (space.n - 1))
@@ -86,9 +87,12 @@ def update(
         stacked = np.concatenate([factor, deviations, apart[None]])
         del factor, deviations
         last = start + len(block) == rows.shape[0]
-        values, factor = _compress(stacked, std, k if last else k + batch)
+        values, factor = _compress(stacked, std, kept if last else kept + batch)
+    found = len(values)
+    k = k or found
     require(k, n, std)
-    require_rank(k, n, np.append(values, np.zeros(max(0, k - len(values)))))
+    if found < k:
+        raise ValueError(f"k = {k} components, but the {n} models span only {found} directions")
     inverse = np.divide(1, std, out=np.zeros_like(std), where=std != 0)
     factor *= inverse[None]
     factor /= np.sqrt(values)[:, None]
