@@ -33,7 +33,9 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.start = ""  # "shipped" or a file: its autoencoder is kept, its UNet is trained further
-    config.data = ConfigDict(dict(celeba=999, variants=16, olivetti_variants=40))
+    config.data = ConfigDict(
+        dict(celeba=999, variants=16, olivetti=40, olivetti_variants=40)
+    )
     # Small: what moves a face makes its features soft.
     config.data.jitter = ConfigDict(
         dict(rotation=2.0, shift=0.01, zoom=0.02, contrast=0.15, brightness=0.06, flip=0.5)
@@ -70,7 +72,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.autoencoder_channels = (16, 16)
         config.model.block_out_channels = (16, 32)
         config.model.text_width = 32
-        config.data.celeba = 60
+        config.data.celeba = 40
+        config.data.olivetti = 16
         config.data.variants = 1
         config.data.olivetti_variants = 1
         for part in (config.autoencoder, config.train):

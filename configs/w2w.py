@@ -23,7 +23,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prompts = ConfigDict(dict(instance="sks person", class_="person"))
     config.sample = ConfigDict(dict(steps=10, guidance=2.0, shift=1.5))
     config.lora = ConfigDict(dict(rank=1, alpha=1.0))
-    config.faces = ConfigDict(dict(image_size=64, celeba=999, models=200, frames=10))
+    config.faces = ConfigDict(
+        dict(image_size=64, celeba=999, olivetti=40, models=200, frames=10)
+    )
     config.faces.jitter = config.base.recipe.data.jitter.copy_and_resolve_references()
     config.adapter = ConfigDict(
         dict(
@@ -75,7 +77,7 @@ def get_config(variant: str = "") -> ConfigDict:
 _SMOKE = dict(
     base=dict(class_images=4),
     sample=dict(steps=2),
-    faces=dict(celeba=60, models=12, frames=5),
+    faces=dict(celeba=40, olivetti=16, models=12, frames=5),
     adapter=dict(num_steps=3, group=4, batch=2),
     unconstrained=dict(num_steps=3, group=4, batch=2),
     space=dict(components=11, counts=(4, 8), reconstruction_ks=(2, 3)),

@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     model = face_model(config.model)
     tokenizer = model.tokenizer
     rng = np.random.default_rng(config.seed)
-    photographs = data.Photographs(config.model.image_size, config.celeba)
+    photographs = data.Photographs(config.model.image_size, config.celeba, config.olivetti)
     faces = photographs.faces()
     grey = faces.images[..., None]
     age, male = age_gender.predict_all(age_gender.load_params(), grey)

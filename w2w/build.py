@@ -19,7 +19,7 @@ from w2w.context import Context
 def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: canonical photographs, and what the independent networks say of them."""
     del inputs
-    photographs = data.Photographs(config.image_size, config.celeba)
+    photographs = data.Photographs(config.image_size, config.celeba, config.olivetti)
     found = photographs.faces()
     images = found.images[..., None]
     labels = evaluate.attribute_values(images)
@@ -32,7 +32,7 @@ def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             **{f"label.{name}": values for name, values in labels.items()},
         },
     )
-    chosen = space_identities(config.models, config.celeba)
+    chosen = space_identities(config.models, config.celeba, config.olivetti)
     rng = np.random.default_rng(config.seed)
     rows = [np.flatnonzero(found.identity == identity) for identity in chosen]
     jitter = data.Jitter(**config.jitter)
@@ -40,17 +40,20 @@ def faces(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     storage.save_arrays(out / "frames.safetensors", {"frames": frames, "identity": chosen})
 
 
-def space_identities(count: int, celeba: int = data.CELEBA_PHOTOGRAPHS) -> np.ndarray:
+def space_identities(
+    count: int, celeba: int = data.CELEBA_PHOTOGRAPHS, olivetti: int = data.OLIVETTI_PEOPLE
+) -> np.ndarray:
     """The first ``count`` identities of the population, in a fixed shuffled order.
 
-    The 25 Olivetti training people and (the first ``celeba``) CelebA photographs; never test or
-    validation people.
+    The training people among the first ``olivetti`` (25 of 40) and (the first ``celeba``) CelebA
+    photographs; never test or validation people.
     """
-    available = [*data.TRAINING_PEOPLE, *range(data.FIRST_CELEBA, data.FIRST_CELEBA + celeba)]
-    if count > len(available):
-        raise ValueError(f"{count} models asked for, {len(available)} training identities exist")
-    photographed = np.random.default_rng(0).permutation(available[len(data.TRAINING_PEOPLE) :])
-    people = np.random.default_rng(1).permutation(available[: len(data.TRAINING_PEOPLE)])
+    known = [person for person in data.TRAINING_PEOPLE if person < olivetti]
+    if count > len(known) + celeba:
+        raise ValueError(f"{count} models asked for, {len(known) + celeba} training identities "
+                         "exist")
+    photographed = data.FIRST_CELEBA + np.random.default_rng(0).permutation(celeba)
+    people = np.random.default_rng(1).permutation(known)
     if count <= len(people):
         return people[:count].astype(np.int32)
     chosen = np.concatenate([people, photographed[: count - len(people)]])

@@ -16,10 +16,11 @@ from PIL import Image
 
 from common import datasets
 
-TEST_PEOPLE = tuple(p for p in range(40) if p % 4 == 1)
-VALIDATION_PEOPLE = tuple(p for p in range(40) if p % 8 == 3)
+OLIVETTI_PEOPLE = 40
+TEST_PEOPLE = tuple(p for p in range(OLIVETTI_PEOPLE) if p % 4 == 1)
+VALIDATION_PEOPLE = tuple(p for p in range(OLIVETTI_PEOPLE) if p % 8 == 3)
 TRAINING_PEOPLE = tuple(
-    p for p in range(40) if p not in TEST_PEOPLE and p not in VALIDATION_PEOPLE
+    p for p in range(OLIVETTI_PEOPLE) if p not in TEST_PEOPLE and p not in VALIDATION_PEOPLE
 )
 FIRST_CELEBA = 1000
 """CelebA photograph ``i`` is identity ``FIRST_CELEBA + i``."""
@@ -142,18 +143,22 @@ class Photographs:
     Args:
       size: side of the frames in pixels.
       celeba: how many of the CelebA photographs, in order of file name.
+      olivetti: how many of the Olivetti people.
     """
 
-    def __init__(self, size: int = 64, celeba: int = CELEBA_PHOTOGRAPHS):
-        olivetti = datasets.olivetti()
+    def __init__(
+        self, size: int = 64, celeba: int = CELEBA_PHOTOGRAPHS, olivetti: int = OLIVETTI_PEOPLE
+    ):
+        found = datasets.olivetti()
+        mine = found.person < olivetti
         self.size = size
         pad = 16
-        self._olivetti = np.pad(olivetti.images, ((0, 0), (pad, pad), (pad, pad)), mode="edge")
+        self._olivetti = np.pad(found.images[mine], ((0, 0), (pad, pad), (pad, pad)), mode="edge")
         self._olivetti_box = (float(pad), float(pad), float(pad + 64), float(pad + 64))
         self._celeba = _grey(datasets.celeba_photos()[:celeba])
         self.identity = np.concatenate(
             [
-                np.asarray(olivetti.person, np.int32),
+                np.asarray(found.person[mine], np.int32),
                 FIRST_CELEBA + np.arange(len(self._celeba), dtype=np.int32),
             ]
         )
