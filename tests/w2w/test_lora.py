@@ -10,6 +10,8 @@ from tests.w2w import attention
 from tests.w2w.attention import WIDTHS, call, inputs, make, random_adapter
 from w2w import lora
 
+pytestmark = pytest.mark.full_compile  # equal to a few roundings
+
 jitted_call = jax.jit(call, static_argnames="remat")
 
 
