@@ -1,6 +1,7 @@
 """The step: it learns, resumes, hides views, and keeps to its curricula."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,18 +112,19 @@ def test_network_and_hull_are_turned_alike(setting):
     angle = jax.random.uniform(rng.stream(key, "turn"), (), maxval=2 * jnp.pi)
     turned = cameras.transform(rig, train.yaw(angle), jnp.zeros(3))
     first, second = (jnp.asarray(batch[n], jnp.float32) / 255 for n in ("first", "second"))
-    found = model.apply({"params": params}, first, second, turned, jnp.ones((2, 3)))
+    found = jax.jit(model.apply)({"params": params}, first, second, turned, jnp.ones((2, 3)))
     both = jnp.concatenate([masks["first_mask"], masks["second_mask"]])
-    inside = heatmaps.soft_hull(both, turned, CONFIG.voxels, jnp.ones((4, 3)))
+    hull = jax.jit(heatmaps.soft_hull, static_argnums=2)
+    inside = hull(both, turned, CONFIG.voxels, jnp.ones((4, 3)))
     for name in ("silhouette", "coverage"):
         expected = getattr(heatmaps, name)(found.heat, inside)
         np.testing.assert_allclose(metrics[name], expected, rtol=1e-4)
     matrix = train.yaw(
         jax.random.uniform(
             rng.stream(key, "yaw"), (), minval=0.25 * jnp.pi, maxval=1.75 * jnp.pi))
-    again = model.apply(
+    again = jax.jit(functools.partial(model.apply, method="keypoints"))(
         {"params": params}, first, cameras.transform(turned, matrix, jnp.zeros(3)),
-        jnp.ones((2, 3)), method="keypoints")
+        jnp.ones((2, 3)))
     expected = losses.rotation(found.first.points, again.points, matrix)
     np.testing.assert_allclose(metrics["rotation"], expected, rtol=1e-3)
 
@@ -139,9 +141,11 @@ def test_the_silhouette_draws_keypoints_onto_what_moves(lifting):
     step = jax.jit(train.make_train_step(model, recipe, rig))
     state = train.init_state(models.init(model, jax.random.key(0), (32, 32), rig), recipe)
 
+    predict = jax.jit(functools.partial(model.apply, method="keypoints"))
+
     def distance(params):
         images = jnp.asarray(batch["first"], jnp.float32) / 255
-        found = model.apply({"params": params}, images, rig, jnp.ones((2, 3)), method="keypoints")
+        found = predict({"params": params}, images, rig, jnp.ones((2, 3)))
         ball = cube().from_world(own.joints[[0, 5]])
         return float(np.linalg.norm(found.points - ball, axis=-1).mean())
 
