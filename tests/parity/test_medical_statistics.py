@@ -59,7 +59,7 @@ def test_mcnemar_like_statsmodels():
 
 def test_holm_like_statsmodels():
     rng = np.random.default_rng(3)
-    for count in (1, 7, 50):  # few calls: each of theirs collects garbage, seconds in a long session
+    for count in (1, 7, 50):  # few: each of their calls collects garbage, for seconds
         p = rng.random(count) ** 3
         theirs = multitest.multipletests(p, method="holm")[1]
         np.testing.assert_allclose(adjust.holm(p), theirs, rtol=0, atol=1e-14)
