@@ -123,7 +123,7 @@ def predict(
 
 
 def predict_all(
-    params: dict[str, Any], images: np.ndarray, batch_size: int = 16, margin: float = MARGIN
+    params: dict[str, Any], images: np.ndarray, batch_size: int = 8, margin: float = MARGIN
 ) -> tuple[np.ndarray, np.ndarray]:
     """Applies `predict` to any number of images (uint8 or [0, 1]) in batches."""
     function = functools.partial(predict, margin=margin)

@@ -96,7 +96,7 @@ def predict(params: dict[str, Any], images: jax.Array, margin: float = MARGIN) -
 
 
 def predict_all(
-    params: dict[str, Any], images: np.ndarray, batch_size: int = 16, margin: float = MARGIN
+    params: dict[str, Any], images: np.ndarray, batch_size: int = 8, margin: float = MARGIN
 ) -> np.ndarray:
     """Applies `predict` to any number of images (uint8 or [0, 1]) in batches -> `[count, 7]`."""
     function = functools.partial(predict, margin=margin)

@@ -40,7 +40,7 @@ def prepare(images: jax.Array, size: int, margin: float = 0.0) -> jax.Array:
 
 
 def in_batches(
-    function: Callable[[Any, jax.Array], Any], params: Any, images: np.ndarray, batch_size: int = 16
+    function: Callable[[Any, jax.Array], Any], params: Any, images: np.ndarray, batch_size: int = 8
 ) -> Any:
     """Applies a jitted `function(params, images)` to many images with one compilation.
 

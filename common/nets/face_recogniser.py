@@ -123,7 +123,7 @@ def embed(params: dict[str, Any], images: jax.Array, margin: float = MARGIN) -> 
 
 
 def embed_all(
-    params: dict[str, Any], images: np.ndarray, batch_size: int = 16, margin: float = MARGIN
+    params: dict[str, Any], images: np.ndarray, batch_size: int = 8, margin: float = MARGIN
 ) -> np.ndarray:
     """Embeds any number of images (uint8 or [0, 1]) in batches -> `[count, 128]` float32."""
     function = functools.partial(embed, margin=margin)
