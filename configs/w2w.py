@@ -77,14 +77,14 @@ def get_config(variant: str = "") -> ConfigDict:
 _SMOKE = dict(
     base=dict(class_images=4),
     sample=dict(steps=2),
-    faces=dict(celeba=20, olivetti=14, models=12, frames=5),
-    adapter=dict(num_steps=2, group=4, batch=2),
-    unconstrained=dict(num_steps=2, group=4, batch=2),
+    faces=dict(celeba=20, olivetti=10, models=12, frames=5),
+    adapter=dict(num_steps=2, group=3, batch=2),
+    unconstrained=dict(num_steps=2, group=3, batch=2),
     space=dict(components=11, counts=(4, 8), reconstruction_ks=(2, 3)),
     inversion=dict(num_steps=2, batch=2),
-    invert=dict(people=4, counts=(6,)),
+    invert=dict(people=3, counts=(6,)),
     portraits=dict(images=2),
-    new=dict(samples=4, sample_images=2, components=4),
+    new=dict(samples=3, sample_images=2, components=4),
     edit=dict(components=4, strengths=(-1.0, 0.0, 1.0), images=2),
 )
 _GPU = dict(
