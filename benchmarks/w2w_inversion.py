@@ -9,8 +9,8 @@ the layers' outputs (``y + scale (x a) b``), and people follow one another, as i
 JAX all people are one batch. Both have the same random weights, space and latents; before timing,
 loss and gradient are compared. The two take turns, and the median of the rounds is printed.
 Compilation is excluded. Small has an eighth of Stable Diffusion 1.5's widths in its UNet, a quarter
-of its sides and 1,000 components; sd15 is the full size with 10,000 (over 24 GB on a CPU, where torch
-and JAX share the memory; 21 GiB with --components 1000, and a minute a step).
+of its sides and 1,000 components; sd15 is the full size with 10,000 (over 24 GB on a CPU, where
+torch and JAX share the memory; 21 GiB with --components 1000, and a minute a step).
 """
 
 import argparse

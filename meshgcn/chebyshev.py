@@ -34,7 +34,7 @@ Laplacian = Operator | sparse.BCSR
 def operator_for(matrix: sp.csr_array, route: str = "gather", dtype: Any = np.float32) -> Laplacian:
     """A scaled Laplacian in the form of a route: "gather" (`Operator`) or "bcsr".
 
-    On one core of an AMD EPYC "bcsr" was a little faster for K = 3, "gather" for K = 6
+    On one core of an AMD EPYC "bcsr" was a tenth faster, for K = 3 and for K = 6
     (`meshgcn/README.md` has the numbers). "bcsr" needs symmetry.
 
     Raises:
