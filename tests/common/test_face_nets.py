@@ -111,7 +111,7 @@ def test_batches_are_padded_cut_and_scaled():
     for count in (3, 4):
         few = face_images.in_batches(function, 2.0, images[:count])
         np.testing.assert_allclose(few["mean"], result["mean"][:count], rtol=1e-6)
-    assert calls == [(16, 2, 2, 1)]  # one program for both
+    assert calls == [(8, 2, 2, 1)]  # one program for both
     with pytest.raises(ValueError, match="at least one image"):
         face_images.in_batches(function, 2.0, images[:0])
 
