@@ -21,6 +21,8 @@ from common import registry
 _LOG = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# By which Pillow refuses a file; SyntaxError is a PNG's with damaged parts.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class Faces(NamedTuple):
@@ -205,8 +207,7 @@ def image_folder(
         try:
             with Image.open(file) as opened:
                 image = _decode(opened, size, channels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # The exceptions by which Pillow's decoders refuse a file.
+        except IMAGE_ERRORS as error:
             bad.append((name, f"{type(error).__name__}: {error}"))
             continue
         if images and image.shape != images[0].shape:

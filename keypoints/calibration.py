@@ -8,14 +8,12 @@ import pathlib
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
 import yaml
-from scipy.io.matlab import MatReadError
 from scipy.spatial.transform import Rotation
 
 from common.storage import write_whole
@@ -218,9 +216,8 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
     path = pathlib.Path(path)
     try:
         content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
-    except (ValueError, NotImplementedError, OSError, MatReadError, zlib.error) as error:
-        # loadmat raises these for other formats, version 7.3, truncated, empty and damaged files
-        raise CalibrationError(f"{path} cannot be read as MATLAB 5 file: {error}") from error
+    except Exception as error:  # loadmat has no error of its own: damage makes it raise a dozen
+        raise CalibrationError(f"{path} cannot be read as MATLAB 5 file: {error!r}") from error
     fields = ("K", "RDistort", "TDistort", "r", "t")
     if "params" in content:
         entries = list(np.atleast_1d(content["params"]))
@@ -234,26 +231,29 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
         names = [name.lower() for name in given]
     else:
         raise CalibrationError(f"{path} has no 'params' and no 'cameras', it has {sorted(content)}")
-    parts = []
-    for entry in entries:
-        try:
-            inner, radial, tangential, turn, shift = (getattr(entry, name) for name in fields)
-        except AttributeError as error:
-            raise CalibrationError(f"{path}: a camera lacks a field: {error}") from error
-        matrix, rotation = np.asarray(inner, float).T, np.asarray(turn, float).T
-        radial, tangential, translation = np.ravel(radial), np.ravel(tangential), np.ravel(shift)
-        # MATLAB counts pixels from 1; files made by DANNCE's own tools keep OpenCV's origin
-        third = radial[2:3] if len(radial) > 2 else np.zeros(1)
-        parts.append(
-            dict(
-                matrix=matrix,
-                distortion=np.concatenate([radial[:2], tangential[:2], third]),
-                rotation=rotation,
-                translation=translation,
-                size=size if size is not None else np.round(2 * matrix[:2, 2] + 1),
-            )
-        )
+    try:
+        parts = [_dannce_camera(entry, fields, size) for entry in entries]
+    except AttributeError as error:
+        raise CalibrationError(f"{path}: a camera lacks a field: {error}") from error
+    except (IndexError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{path}: a camera has a field of another form: {error}") from error
     return _build(path, names, parts, size is not None)
+
+
+def _dannce_camera(entry: Any, fields: Sequence[str], size: Sequence[int] | None) -> dict[str, Any]:
+    """One camera for `_build`; `fields` are the names of K, lens (twice), rotation, translation."""
+    numbers = (np.asarray(getattr(entry, name), float) for name in fields)
+    inner, radial, tangential, turn, shift = numbers
+    matrix, radial, tangential = inner.T, np.ravel(radial), np.ravel(tangential)
+    # MATLAB counts pixels from 1; files made by DANNCE's own tools keep OpenCV's origin
+    third = radial[2:3] if len(radial) > 2 else np.zeros(1)
+    return dict(
+        matrix=matrix,
+        distortion=np.concatenate([radial[:2], tangential[:2], third]),
+        rotation=turn.T,
+        translation=np.ravel(shift),
+        size=size if size is not None else np.round(2 * matrix[:2, 2] + 1),
+    )
 
 
 def write_dannce(path: Path, calibration: Calibration) -> None:

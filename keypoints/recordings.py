@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from common import registry
-from common.datasets import IMAGE_SUFFIXES
+from common.datasets import IMAGE_ERRORS, IMAGE_SUFFIXES
 from keypoints import calibration as calibration_lib
 from keypoints import cameras as cameras_lib
 from keypoints import ground_truth, volume
@@ -52,8 +52,7 @@ class Source:
             if not self._files:
                 raise RecordingError(f"{path} has no images")
             self.count = len(self._files)
-            with Image.open(self._files[0]) as image:
-                self.size = image.size
+            self.size = _picture(self._files[0]).size
             return
         import cv2
 
@@ -75,8 +74,7 @@ class Source:
         """
         if self._files:
             for file in self._files[::stride]:
-                with Image.open(file) as image:
-                    frame = np.asarray(image.convert("RGB"))
+                frame = np.asarray(_picture(file))
                 if frame.shape[1::-1] != self.size:
                     raise RecordingError(
                         f"{file} has {frame.shape[1]} x {frame.shape[0]} pixels, the first image of"
@@ -99,6 +97,14 @@ class Source:
                     yield frame[..., ::-1]
         finally:
             video.release()
+
+
+def _picture(path: pathlib.Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except IMAGE_ERRORS as error:
+        raise RecordingError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def find_sources(folder: pathlib.Path, names: Sequence[str]) -> list[Source]:

@@ -5,9 +5,11 @@ is given, or percentiles where the file has none) and the inversion of MONOCHROM
 this order, as DICOM PS3.3 C.11.2.1.2 says for the linear window.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,53 +48,70 @@ def read(path: str | os.PathLike[str], window: tuple[float, float] | None = None
 
     Raises:
       FileNotFoundError: there is no such file.
-      DicomError: not DICOM, no pixels, colour, several frames, a codec that is not installed, or a
-        window without width.
+      DicomError: not DICOM, damaged, no pixels, colour, several frames, a codec that is not
+        installed, or a window without width.
     """
     import pydicom
 
     path = pathlib.Path(path)
-    try:
+    with _blaming(path, "not a DICOM file, or damaged"):
         data = pydicom.dcmread(path)
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, KeyError) as error:
-        raise DicomError(f"{path}: not a DICOM file: {error}") from error
-    kind = str(data.get("PhotometricInterpretation", ""))
+    with _blaming(path, "damaged header"):  # values are parsed when they are asked for
+        kind = str(data.get("PhotometricInterpretation", ""))
+        modality, patient = str(data.get("Modality", "")), str(data.get("PatientID", ""))
+        slope, shift = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+        gap = data.get("PixelSpacing", data.get("ImagerPixelSpacing"))
+        spacing = None if gap is None else (float(gap[0]), float(gap[1]))
+        window = _window(data) if window is None else window
     if "PixelData" not in data:
-        raise DicomError(f"{path}: a DICOM file without pixels ({data.get('Modality', '?')})")
+        raise DicomError(f"{path}: a DICOM file without pixels ({modality or '?'})")
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise DicomError(f"{path}: photometric interpretation {kind or 'missing'}, expected grey")
-    try:
+    with _blaming(path, "pixels cannot be decoded"):
         pixels = data.pixel_array
-    except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
-        # pydicom raises, in this order, for codecs that are not installed or damaged data, for
-        # unknown transfer syntaxes, missing elements and data that do not fit the header
-        raise DicomError(f"{path}: pixels cannot be decoded: {error}") from error
     if pixels.ndim != 2:
         raise DicomError(f"{path}: shape {pixels.shape}, expected one frame [height, width]")
-    slope, shift = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
     values = pixels.astype(np.float64) * slope + shift
-    low, high = _range(path, data, values, window)
+    low, high = _range(path, values, window)
+    if not np.isfinite((slope, shift, low, high)).all():
+        raise DicomError(f"{path}: slope {slope}, intercept {shift} and window {window} are not "
+                         "all finite")
     image = np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
     inverted = kind == "MONOCHROME1"
-    spacing = data.get("PixelSpacing", data.get("ImagerPixelSpacing"))
-    return Radiograph(
-        1 - image if inverted else image,
-        str(data.get("PatientID", "")),
-        str(data.get("Modality", "")),
-        None if spacing is None else (float(spacing[0]), float(spacing[1])),
-        inverted,
+    return Radiograph(1 - image if inverted else image, patient, modality, spacing, inverted)
+
+
+@contextlib.contextmanager
+def _blaming(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Turns whatever pydicom raises into a `DicomError`; the file system's errors stay.
+
+    On damaged files that is `struct.error`, `zlib.error`, `TypeError` and many more, which differ
+    between its versions and decoders, so that no list of them would hold.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise DicomError(f"{path}: {what}: {error or type(error).__name__}") from error
+
+
+def _window(data: Any) -> tuple[float, float] | None:
+    """(centre, width) of the first window of the file, if it has one."""
+    if "WindowWidth" not in data or "WindowCenter" not in data:
+        return None
+    # Both may have several values, one for each recommended window.
+    centre, width = (
+        v[0] if hasattr(v, "__len__") and not isinstance(v, str) else v
+        for v in (data.WindowCenter, data.WindowWidth)
     )
+    return float(centre), float(width)
 
 
 def _range(
-    path: pathlib.Path, data: Any, values: np.ndarray, window: tuple[float, float] | None
+    path: pathlib.Path, values: np.ndarray, window: tuple[float, float] | None
 ) -> tuple[float, float]:
     """Values that become 0 and 1."""
-    if window is None and "WindowWidth" in data and "WindowCenter" in data:
-        pair = (data.WindowCenter, data.WindowWidth)
-        # Both may have several values, one for each recommended window.
-        first = [v[0] if hasattr(v, "__len__") and not isinstance(v, str) else v for v in pair]
-        window = (float(first[0]), float(first[1]))
     if window is None:
         low, high = np.percentile(values, (0.5, 99.5))
         if high <= low:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from common import datasets
 from medical.data import dicom
 
 
@@ -91,7 +92,7 @@ def read(
         path = table.parent / row[file]
         try:
             images.append(square(load(path), size))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except datasets.IMAGE_ERRORS as error:
             bad.append((row[file], f"{type(error).__name__}: {error}"))
             continue
         kept.append(row)

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from common import datasets
 from medical.data import studies
 from medical.data.studies import StudyError
 
@@ -125,6 +125,6 @@ def _images(
         try:
             images[i, ..., 0] = studies.square(studies.load(folder / name), size) * 2 - 1
             has[i] = True
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except datasets.IMAGE_ERRORS as error:
             bad.append((name, f"{type(error).__name__}: {error}"))
     return images, has, tuple(bad)

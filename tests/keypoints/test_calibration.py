@@ -174,6 +174,40 @@ def test_a_matlab_file_with_damaged_bytes_is_named(tmp_path):
             lib.read(path)
 
 
+@pytest.mark.parametrize("error", [TypeError, IndexError, UnboundLocalError, MemoryError])
+def test_whatever_the_matlab_reader_raises_is_named(tmp_path, monkeypatch, error):
+    """Its errors of 2,400 files with changed bytes, besides those above."""
+
+    def broken(*_, **__):
+        raise error("inside")
+
+    (tmp_path / "c.mat").write_bytes(b"x")
+    monkeypatch.setattr(lib.scipy.io, "loadmat", broken)
+    with pytest.raises(lib.CalibrationError, match=rf"c\.mat cannot be read .*{error.__name__}"):
+        lib.read(tmp_path / "c.mat")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"K": np.ones(3)}, "a field of another form"),
+        ({"r": "turned"}, "a field of another form"),
+        ({"t": None}, "a camera lacks a field"),
+        ({"r": np.eye(2)}, "c.mat"),
+    ],
+)
+def test_a_dannce_camera_of_another_form_is_named(tmp_path, change, message):
+    import scipy.io
+
+    camera = dict(K=np.eye(3), RDistort=np.zeros(2), TDistort=np.zeros(2), r=np.eye(3))
+    camera = {k: v for k, v in {**camera, "t": np.zeros(3), **change}.items() if v is not None}
+    entries = np.empty((2, 1), object)
+    entries[:, 0] = [camera, camera]
+    scipy.io.savemat(tmp_path / "c.mat", {"params": entries})
+    with pytest.raises(lib.CalibrationError, match=message):
+        lib.read(tmp_path / "c.mat")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no calibration"):
         lib.read(tmp_path / "none.toml")

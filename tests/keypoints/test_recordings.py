@@ -94,6 +94,16 @@ def test_an_image_of_another_size_is_named(tmp_path):
         recordings.load(write(tmp_path, rig, images))
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_damaged_image_is_named(tmp_path, index):
+    rig, images = pictures(4)
+    config = write(tmp_path, rig, images)
+    place = sorted(tmp_path.rglob(f"000{index}.png"))[0]
+    place.write_bytes(place.read_bytes().replace(b"IDAT", b"I\xc1AT"))
+    with pytest.raises(recordings.RecordingError, match=f"000{index}.png cannot be read"):
+        recordings.load(config)
+
+
 def test_a_lagging_view_is_named(tmp_path):
     rig, images = pictures(40, (0, 0, 5))
     with pytest.raises(recordings.RecordingError, match="camera right seems to lag .* by 5 frames"):

@@ -88,6 +88,39 @@ def test_bad_dicom_is_named(tmp_path):
         dicom.read(tmp_path / "w.dcm")
 
 
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of values that break the standard
+def test_damaged_dicom_is_named_or_read(tmp_path):
+    """Whatever is cut off or changed: finite values, or an error that names the file."""
+    write_dicom(tmp_path / "a.dcm", PIXELS, RescaleSlope=2, WindowCenter=250, WindowWidth=401)
+    whole, path = (tmp_path / "a.dcm").read_bytes(), tmp_path / "damaged.dcm"
+    rng = np.random.default_rng(0)
+    causes = set()
+    for attempt in range(600):
+        damaged = bytearray(whole)
+        if attempt % 4 == 0:
+            damaged = damaged[: rng.integers(len(whole))]
+        else:
+            for place in rng.integers(128, len(whole), rng.integers(1, 5)):
+                damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            found = dicom.read(path)
+        except dicom.DicomError as error:
+            assert str(error).startswith(f"{path}: ")
+            causes.add(type(error.__cause__).__name__)
+        else:
+            assert found.image.ndim == 2 and np.isfinite(found.image).all()
+    assert len(causes) > 4  # the damage reaches all parts of the reader
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS", "ignore:.*invalid value")
+@pytest.mark.parametrize("tags", [{"RescaleSlope": "1e400"}, {"RescaleIntercept": "nan"}])
+def test_rescaling_by_what_is_not_finite(tmp_path, tags):
+    write_dicom(tmp_path / "a.dcm", PIXELS, WindowCenter=250, WindowWidth=401, **tags)
+    with pytest.raises(dicom.DicomError, match="not all finite"):
+        dicom.read(tmp_path / "a.dcm")
+
+
 def nifti_bytes(values: np.ndarray, code: int, slope: float = 1.0, shift: float = 0.0) -> bytes:
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
@@ -133,6 +166,20 @@ def test_a_table_of_studies(folder):
     np.testing.assert_array_equal(found.labels, [0, 1, 1, 0])
     np.testing.assert_allclose(found.images[2], 2 * 120 / 255 - 1, atol=1e-6)
     np.testing.assert_allclose(found.images[3, :, :, 0], 1 - 2 * PIXELS / 300, atol=1e-6)
+
+
+def test_damaged_images_are_counted(folder):
+    """A second part of a picture whose name is damaged, and a radiograph that was cut off."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300)).astype(np.uint8)
+    Image.fromarray(noise).save(folder / "0.png")
+    first, part, last = (folder / "0.png").read_bytes().rpartition(b"IDAT")
+    assert part in first
+    (folder / "0.png").write_bytes(first + b"I\xc1AT" + last)
+    (folder / "x.dcm").write_bytes((folder / "x.dcm").read_bytes()[:300])
+    found = studies.read(folder / "studies.csv", 2)
+    assert found.files == ("1.png", "2.png")
+    assert [name for name, _ in found.bad] == ["0.png", "x.dcm"]
+    assert found.bad[0][1].startswith("SyntaxError") and "damaged" in found.bad[1][1]
 
 
 def test_bad_tables_are_named(folder):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from common.datasets import IMAGE_ERRORS, IMAGE_SUFFIXES
 
 
 class PhotographError(ValueError):
@@ -58,7 +58,7 @@ def find(images: str | pathlib.Path, masks: str | pathlib.Path = "") -> list[Per
     for name, place in folders.items():
         pictures = _pictures(place)
         if not pictures:
-            raise PhotographError(f"{place}: no photographs ({', '.join(SUFFIXES)})")
+            raise PhotographError(f"{place}: no photographs ({', '.join(IMAGE_SUFFIXES)})")
         people.append(Person(name, tuple(pictures.values()), ()))
     if not masks:
         return people
@@ -95,8 +95,8 @@ def _pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-            raise PhotographError(f"{path} is not a picture ({', '.join(SUFFIXES)})")
+        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise PhotographError(f"{path} is not a picture ({', '.join(IMAGE_SUFFIXES)})")
         if path.stem in found:
             raise PhotographError(f"{path} and {found[path.stem].name} have one name")
         found[path.stem] = path
@@ -153,7 +153,7 @@ def _open(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         raise PhotographError(f"{path} cannot be read as a picture: {error}") from error
 
 
