@@ -19,6 +19,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     path = Path(config.base.path) if config.base.path else models.SHIPPED_WEIGHTS
     if not config.base.train and not path.is_file():
         raise ConfigError(f"config.base.path: there is no file {path}")
+    if (last := max(apply.people(config.invert))) >= config.faces.olivetti:
+        raise ConfigError(f"config.faces.olivetti: {config.faces.olivetti} people leave out person "
+                          f"{last}, whom config.invert asks for")  # fmt: skip
     source = {} if config.base.train else {"path": str(path), "digest": models.digest(path)}
     stages = Pipeline(workdir)
 

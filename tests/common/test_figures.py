@@ -1,8 +1,11 @@
 """Figures: what is painted where, and what is refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common import figures
@@ -139,6 +142,25 @@ def test_bars_of_one_and_several_series(tmp_path, drawn):
     with pytest.raises(ValueError, match=r"shape \(3,\) for 2 names"):
         figures.bars(tmp_path / "c.png", ["p", "q"], [1, 2, 3])
     assert not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize("count", [3, 11])
+def test_names_under_bars_do_not_overlap(tmp_path, monkeypatch, count):
+    names = ["triangulated-2-D heat maps", "supervised, same network (upper bound)", "mean pose",
+             "hull centroid, moments, heights"] * 3  # fmt: skip
+    boxes = []
+
+    def measure(figure, *args, **kwargs):
+        figure.canvas.draw()
+        boxes.extend(label.get_window_extent() for label in figure.axes[0].get_xticklabels())
+        return save(figure, *args, **kwargs)
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", measure)
+    one = np.arange(count) + 1.0
+    figures.bars(tmp_path / "a.png", names[:count], {"s": one, "t": one}, ylabel="error / mm")
+    assert len(boxes) == count
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_histograms_share_bins_and_integrate_to_one(tmp_path, drawn):

@@ -1,5 +1,7 @@
 """The split by person, the frames, and the captions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,23 @@ def test_smaller_populations_hold_all_real_sets_first():
     assert sorted(olivetti) == sorted(data.TRAINING_PEOPLE)
     with pytest.raises(ValueError, match="2000 models asked for, 1024"):
         build.space_identities(2000)
+
+
+def test_fewer_people(monkeypatch):
+    chosen = build.space_identities(9, celeba=4, olivetti=10)
+    assert {0, 2, 4, 6, 7, 8} < set(chosen.tolist())  # 1, 5, 9 and 3 are held out
+    assert sum(data.FIRST_CELEBA <= i < data.FIRST_CELEBA + 4 for i in chosen) == 3
+    with pytest.raises(ValueError, match="11 models asked for, 10"):
+        build.space_identities(11, celeba=4, olivetti=10)
+    images = np.arange(6 * 64 * 64, dtype=np.uint32).reshape(6, 64, 64).astype(np.uint8)
+    known = SimpleNamespace(images=images, person=np.repeat([0, 1, 2], 2))
+    monkeypatch.setattr(data.datasets, "olivetti", lambda: known)
+    monkeypatch.setattr(
+        data.datasets, "celeba_photos", lambda: np.zeros((5, 218, 178, 3), np.uint8)
+    )
+    found = data.Photographs(celeba=1, olivetti=2)
+    np.testing.assert_array_equal(found.identity, [0, 0, 1, 1, data.FIRST_CELEBA])
+    np.testing.assert_array_equal(found.frame(3), images[3])
 
 
 def test_frame_without_jitter_is_the_box():

@@ -54,3 +54,10 @@ def test_missing_weights_end_the_run_before_its_first_stage(stages):
     config.base.path = "nowhere.safetensors"
     with pytest.raises(ConfigError, match="no file nowhere"):
         stages(config)
+
+
+def test_people_who_are_not_loaded_cannot_be_inverted(stages):
+    config = w2w_config.get_config("smoke")
+    config.faces.olivetti = 9
+    with pytest.raises(ConfigError, match="9 people leave out person 9"):
+        stages(config)
