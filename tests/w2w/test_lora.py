@@ -206,7 +206,8 @@ def test_canonical_gauge(base, rank):
             )
         assert float(jnp.abs(lora.flatten(other, layout) - raw).max()) > 0.1
         got = lora.flatten(canonical(other), layout)
-        np.testing.assert_allclose(got, reference, atol=1e-6 if rank == 1 else 4e-6)
+        # Roundings turn singular vectors by eps times the largest value over the smallest gap.
+        np.testing.assert_allclose(got, reference, atol=1e-6 if rank == 1 else 2e-5)
 
     for name, factors in canonical(adapter).items():
         a, b = factors["a"], factors["b"]
