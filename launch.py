@@ -12,6 +12,7 @@ import sys
 
 from absl import app, flags, logging
 
+from common import allocator
 from common import config as config_lib
 from common import workdir as workdir_lib
 
@@ -74,6 +75,7 @@ def main(config: config_lib.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
+    allocator.use_huge_pages()
     try:
         app.run(main, flags_parser=parse)
     except (config_lib.ConfigError, flags.Error) as mistake:

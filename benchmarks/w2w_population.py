@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import xla_flags
+from common import allocator, xla_flags
 from configs import w2w as w2w_config
 from w2w import context, lora, models, train
 
@@ -86,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    allocator.use_huge_pages()
     main()
