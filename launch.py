@@ -51,7 +51,7 @@ def main(config: config_lib.ConfigDict) -> None:
     from common import distributed, loop, xla_flags
 
     quick = config.get("quick_compile", False)  # variants that take longer to compile than to run
-    xla_flags.prepare(quick)
+    xla_flags.prepare(quick, config.get("short_compile", False))
     jax.config.update("jax_disable_most_optimizations", quick)
     try:
         cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -65,6 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.quick_compile = variant == "smoke"
+    config.short_compile = True  # each program runs for a minute or two
     if variant == "smoke":
         config.update(_SMOKE)
     elif variant == "gpu":

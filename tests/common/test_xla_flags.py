@@ -1,5 +1,7 @@
 """The compiler's flags: added once, only for known versions, and accepted by this compiler."""
 
+import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -33,7 +35,31 @@ def test_quick_flags():
     assert xla_flags.with_quick_flags("--a=1", "0.12.0.1") == "--a=1"
 
 
-@pytest.mark.parametrize("quick", [False, True])
+def test_short_flags():
+    level, emitters = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
+    found = xla_flags.with_short_flags("--a=1", "0.10.2")
+    assert found == f"--a=1 {level}=1 {emitters}=false"
+    assert xla_flags.with_short_flags("", "0.12.0.1") == f"{level}=1"
+    own = f"{level}=3 {emitters}=true"
+    assert xla_flags.with_short_flags(own, "0.10.2") == own
+
+
+def test_short_flags_are_for_cpus_alone(monkeypatch):
+    def flags(platforms, plugins=()):
+        monkeypatch.setenv("XLA_FLAGS", "")
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: plugins)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        xla_flags.prepare(short=True)
+        return os.environ["XLA_FLAGS"]
+
+    for given in (("cpu",), ("",), ("cpu", ("cuda",))):
+        assert "optimization_level=1" in flags(*given)
+    for given in (("cuda",), ("cuda,cpu",), ("", ("cuda",))):
+        assert "optimization_level" not in flags(*given)
+
+
+@pytest.mark.parametrize("quick", ["", "quick=True", "short=True"])
 def test_this_compiler_accepts_them(quick):
     """An unknown flag, or one that swallows the next, ends a process when the devices start."""
     code = (
