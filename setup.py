@@ -11,10 +11,11 @@ README = pathlib.Path(__file__).with_name("README.md")
 EXTRAS = {
     "w2w": ["diffusers>=0.40", "huggingface_hub>=1", "transformers>=5"],
     "keypoints": ["h5py>=3.12", "opencv-python-headless>=4.10", "pyyaml>=6"],
-    "medical": ["pydicom>=3", "scikit-learn>=1.6"],
+    "medical": ["h5py>=3.12", "pydicom>=3", "scikit-image>=0.25", "scikit-learn>=1.6"],
     "meshgcn": [
         "fast-simplification>=0.1.9", "jraph>=0.0.6.dev0", "meshio>=5.3", "nibabel>=5.3"
     ],
+    "rosetta": ["huggingface_hub>=1"],
     # Scenes with ground truth for keypoints, rendered by MuJoCo.
     "sim": ["dm-control>=1.0.28", "mujoco>=3.3"],
 }
@@ -33,7 +34,6 @@ EXTRAS["test"] = [
     "pytorch-fid>=0.3",
     "pytorch-pretrained-biggan==0.1.1",
     "ruff>=0.9",
-    "scikit-image>=0.25",
     "statsmodels>=0.14.4",
     "timm>=1.0.20",
     "torch==2.13.0",

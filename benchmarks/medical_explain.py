@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common import xla_flags
 from medical.explain import grad_cam, gradients, occlusion
 from medical.medxgan import models
 
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    xla_flags.prepare()
     net = models.Classifier(WIDTHS)
     shape = (options.batch, options.size, options.size, 1)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)

@@ -6,8 +6,11 @@ Command:  python launch.py --config=configs/acgan.py
 Cost and numbers: medical/README.md.
 Variants: smoke (CI), mnist, digits (MNIST, 20 of each class, five seeds: the acceptance check),
           paper (published widths, batch, optimiser and number of steps, for an accelerator; the
-          published subset sizes are not known, these are 10 to 1000).
-Own data: --config.data.source=FOLDER/table.csv (columns file, patient, label; split by patient).
+          published subset sizes are not known, these are 10 to 1000), cifar and xray (the same for
+          the published networks of 32 and 128 pixels; --config.data.source=... is yours).
+Own data: --config.data.source=FOLDER/table.csv (columns file, patient, label; split by patient), a
+          .npz of MedMNIST's layout, or the folder of CIFAR-10's binary version; and
+          --config.data.size, with as many --config.net.generator as double 4 to it.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         dict(source="fashion", size=28, seed=0, validation_per_class=50, test_per_class=200)
     )
-    config.net = ConfigDict(dict(widths=(16, 32, 64), latent=64, norm="batch"))
+    config.net = ConfigDict(
+        # trunk: or alexnet, with `dense` units; generator: channels from 4 pixels up, (): those of
+        # the trunk in reverse
+        dict(trunk="dcgan", widths=(16, 32, 64), generator=(), dense=256, latent=64, norm="batch")
+    )
     config.recipe = ConfigDict(
         dict(learning_rate=5e-4, penalty=10.0, double_softmax=False, real_statistics=True)
     )
@@ -68,4 +75,17 @@ _CHANGES: dict[str, dict] = {
         recipe=dict(learning_rate=2e-4, double_softmax=True, real_statistics=False),
         schedule=dict(num_steps=100_000, eval_every=500, batch_size=100),
     ),
+}  # fmt: skip
+_CHANGES["cifar"] = {
+    **_CHANGES["paper"],
+    "data": dict(source="cifar-10-batches-bin", size=32, validation_per_class=500,
+                 test_per_class=0),
+    "net": dict(trunk="alexnet", widths=(64, 192, 384, 256, 256), generator=(512, 256, 128),
+                dense=4096, latent=100),
+}  # fmt: skip
+_CHANGES["xray"] = {
+    **_CHANGES["paper"],
+    "per_class": (5, 10, 20, 50, 100),
+    "data": dict(source="studies.csv", size=128, validation_per_class=50, test_per_class=0),
+    "net": dict(widths=(128, 256, 512), generator=(1024, 512, 256, 128, 64), latent=100),
 }  # fmt: skip

@@ -7,7 +7,8 @@ Command:  python launch.py --config=configs/deepcovid_fuse.py
 Cost and numbers: medical/README.md.
 Variants: smoke (CI), informative (the sicker lack their variables more often), paper (the published
           network, size, optimiser and schedule, for an accelerator; --config.trunk=WEIGHTS for the
-          first weights of the DenseNet).
+          first weights of the DenseNet; --config.net.backbone=resnet50 and so on for another
+          trunk of DeepCOVID-XR).
 Own data: --config.data.table=patients.csv (columns file, patient, level, then clinical variables),
           --config.data.classes=low,intermediate,high.
 """
@@ -24,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.methods = ("image", "clinical", "fusion", "fusion_dropout", "fusion_learned")
     config.baselines = ("logistic", "boosting", "forest")
     config.fill = "mean"  # what stands for an absent modality; or zeros
-    config.trunk = ""  # file of a DenseNet's weights; empty: pretrained on phantoms
+    config.trunk = ""  # file of the trunk's weights; empty: pretrained on phantoms
     config.population = "auto"  # vmap or map; auto: map on CPUs
     config.resamples = 500
     config.data = ConfigDict(
@@ -37,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
             names=(),  # clinical variables; (): all further columns
             classes=("low", "intermediate", "high"),
             fractions=(0.65, 0.17, 0.18),  # of the patients: training, validation, test
+            contrast="none",  # of the table's images; or equalised, clahe
             unseen="error",  # a category that no training patient has; or zeros
             cuts=(30.0, 180.0),  # days: death before is high, intermediate risk (SUPPORT2)
         )
@@ -49,7 +51,12 @@ def get_config(variant: str = "") -> ConfigDict:
     # Probability to lack the modality, by level.
     config.absent = ConfigDict(dict(clinical=(0.1, 0.1, 0.1), image=(0.05, 0.05, 0.05)))
     config.net = ConfigDict(
-        dict(size=64, channels=1, blocks=(3, 4), growth=8, stem=16, momentum=0.9,
+        dict(size=64, channels=1,
+             # densenet of these blocks, or as published: densenet121, resnet50, inception_v3,
+             # inception_resnet_v2, xception, efficientnet_b2 (then channels=3, and the style of
+             # the weights: keras or torch)
+             backbone="densenet", style="keras",
+             blocks=(3, 4), growth=8, stem=16, momentum=0.9,
              image_width=64, clinical_width=128, width=128)
     )  # fmt: skip
     config.pretrain = ConfigDict(

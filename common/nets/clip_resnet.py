@@ -4,7 +4,7 @@ A. Radford et al., "Learning Transferable Visual Models From Natural Language Su
 2021 (CLIP/clip/model.py). Three convolutions as stem; bottlenecks of stride 1, followed by average
 pooling where the resolution halves, in the shortcut as well. The names of OpenAI's state dict
 (`visual.*`, the text tower is left out) and of open_clip's `RN50` are read; OpenAI's own file is a
-TorchScript archive, which the restricted reader refuses.
+TorchScript archive, of which `rosetta.zoo.torchscript` reads the tensors.
 
 Cost at 224 x 224: 38.3 million parameters; 6.1 billion multiply-adds an image.
 """

@@ -1,11 +1,13 @@
 """The low-data protocol: n labelled images of each class, a validation set and a test set."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from common import datasets
+from medical.acgan import files
 from medical.data import studies
 
 FASHION = (
@@ -20,7 +22,7 @@ class TooFewImagesError(ValueError):
 
 
 class Part(NamedTuple):
-    """Images ``[count, size, size, 1]``, uint8 or float32 in [-1, 1], and labels int32
+    """Images ``[count, size, size, channels]``, uint8 or float32 in [-1, 1], and labels int32
     ``[count]``."""
 
     images: np.ndarray
@@ -60,26 +62,30 @@ def load(
     """Loads a data set and splits it.
 
     Args:
-      source: "fashion" (official test set), "mnist" (10,000 digits without an official split), or
-        the path of a CSV table of studies (columns `file`, `patient`, `label`), split by patient.
+      source: "fashion" (official test set), "mnist" (10,000 digits without an official split), the
+        path of a CSV table of studies (columns `file`, `patient`, `label`), split by patient, or of
+        a `.npz` or of CIFAR-10's folder (see `files`; official test sets).
       validation_per_class: validation images of each class; of a table at most so many.
       test_per_class: test images of each class, 0 for all that are not used otherwise (of MNIST
         a fifth of each class); of a table at most so many.
-      size: side of a table's images in pixels; the others have 28.
+      size: side of a table's images in pixels; what the others must have.
       seed: of the split; the same for all trials.
 
     Raises:
       TooFewImagesError: a class has too few images for the parts.
-      ValueError: unknown source, one test image, or a size other than 28 for a data set of 28
-        pixels.
+      DataFileError, FileNotFoundError: see `files`.
+      ValueError: unknown source, one test image, or a size other than that of the data set.
     """
     if test_per_class == 1:
         raise ValueError("test_per_class is 1; the diversity of a class needs 2 images or more")
     rng = np.random.default_rng(seed)
     if source.endswith(".csv"):
         return _studies(source, validation_per_class, test_per_class, size, rng)
+    if source.endswith(".npz") or pathlib.Path(source).is_dir():
+        return _files(source, validation_per_class, test_per_class, size, rng)
     if source not in ("fashion", "mnist"):
-        raise ValueError(f"source {source!r}; known: fashion, mnist, or the path of a .csv table")
+        raise ValueError(f"source {source!r}; known: fashion, mnist, the path of a .csv table or a "
+                         ".npz, or an existing folder of CIFAR-10's binary files")
     if size != 28:
         raise ValueError(f"{source} has images of 28 pixels, asked for {size}")
     if source == "fashion":
@@ -155,6 +161,30 @@ def _first(
                 f"class {label} has {len(rows)} images for {what}, asked for {per_class}")
         chosen.append(rows[:per_class])
     return np.concatenate(chosen)
+
+
+def _files(
+    source: str, validation_per_class: int, test_per_class: int, size: int,
+    rng: np.random.Generator,
+) -> Protocol:
+    """A user's `.npz` or CIFAR-10; validation is official where there is one."""
+    parts = files.npz(source) if source.endswith(".npz") else files.cifar(source)
+    if parts["train"].images.shape[1] != size:
+        raise ValueError(f"{source} has images of {parts['train'].images.shape[1]} pixels, asked "
+                         f"for {size}")
+    count = int(parts["train"].labels.max()) + 1
+    names = tuple(str(c) for c in range(count)) if source.endswith(".npz") else files.CIFAR
+    pool, test = Part(*parts["train"]), Part(*parts["test"])
+    if test_per_class:
+        test = take(test, _first(test.labels, test_per_class, count, rng, "test"))
+    elif np.bincount(test.labels, minlength=count).min() < 2:
+        raise TooFewImagesError(f"{source}: a class has fewer than 2 test images")
+    if "val" in parts:
+        held = Part(*parts["val"])
+        rows = _first(held.labels, validation_per_class, count, rng, "validation")
+        return Protocol(pool, take(held, rows), test, names, False)
+    rows = _first(pool.labels, validation_per_class, count, rng, "validation")
+    return Protocol(_without(pool, rows), take(pool, rows), test, names, False)
 
 
 def _studies(

@@ -8,7 +8,6 @@ from scipy import stats
 
 from medical.acgan.data import Trial
 from medical.statistics import adjust, calibration, mcnemar
-from medical.statistics.checks import SingleClassError
 
 DOMINANT = 0.5
 """Share of the predictions of one class above which a classifier counts as collapsed."""
@@ -132,9 +131,8 @@ def adjust_all(tables: Mapping[str, dict[str, dict[str, Any]]]) -> None:
         row["holm"] = float(p)
 
 
-def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """Expected calibration error of the predicted class's probability; None if all are right or
-    all wrong.
+def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error of the predicted class's probability.
 
     Args:
       logits: ``[images, classes]``.
@@ -142,10 +140,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """
     probabilities = softmax(np.asarray(logits, np.float64))
     right = probabilities.argmax(-1) == labels
-    try:
-        return calibration.reliability(right, probabilities.max(-1)).error
-    except SingleClassError:
-        return None
+    return calibration.reliability(right, probabilities.max(-1)).error
 
 
 def diversity(images: np.ndarray) -> float:

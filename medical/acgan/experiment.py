@@ -29,8 +29,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
             f"config.population {config.population!r}; known: {', '.join(population.MODES)}")
     if config.samples < 2:
         raise ConfigError(f"config.samples is {config.samples}; diversity needs 2 or more")
-    if config.data.size != 28:
-        raise ConfigError(f"config.data.size is {config.data.size}; the networks take 28 pixels")
+    try:
+        stages.make_nets(config.net, 2, config.data.size)
+    except ValueError as error:
+        raise ConfigError(f"config.net for config.data.size {config.data.size}: {error}") from error
     pipeline = Pipeline(workdir)
     alone = functools.partial(pipeline.stage, everywhere=False)
 

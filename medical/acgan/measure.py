@@ -42,7 +42,7 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "classes": header["classes"], "medical": header["medical"], "bad": header["bad"],
     }
     evaluate.adjust_all(results["difference"])
-    judge = make_judge(config, inputs["train-cnn"], trials, classes)
+    judge = make_judge(config, inputs["train-cnn"], trials, classes, test.images.shape[2:])
     for name, each in found.items():
         if "samples" in each:
             results["samples"][name] = judge_samples(each["samples"], test, trials, judge)
@@ -61,12 +61,14 @@ def by_size(trials: list, values: list) -> dict[str, list]:
                         if trial.per_class == size] for size in evaluate.sizes(trials)}
 
 
-def make_judge(config: ConfigDict, folder: Path, trials: list, classes: int) -> Any:
+def make_judge(
+    config: ConfigDict, folder: Path, trials: list, classes: int, shape: tuple[int, ...]
+) -> Any:
     """Labels ``[count]`` of images by the CNNs of the most images, one for each seed.
 
     They have seen the same real images as a generator of that size and seed, and no sample.
     """
-    _, discriminator = stages.make_nets(config.net, classes)
+    _, discriminator = stages.make_nets(config.net, classes, *shape)
     largest = evaluate.sizes(trials)[-1]
     saved = storage.load_tree(folder / "best.safetensors")["discriminator"]
     held = {trial.seed: population.take(saved, i) for i, trial in enumerate(trials)

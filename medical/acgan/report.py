@@ -43,8 +43,7 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
         "Is the discriminator of a GAN a better classifier when images are few?",
         f"{config.source}: {', '.join(sizes)} labelled images of each class, {seeds} seeds, "
         f"{results['test_images']} test images.")
-    if results["medical"]:
-        page.note(WARNING)
+    page.note(WARNING)
     if results["bad"]:
         page.note(f"{len(results['bad'])} images could not be read and are left out; the first: "
                   f"{': '.join(results['bad'][0])}")

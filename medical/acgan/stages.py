@@ -42,7 +42,8 @@ def train_method(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None
     arrays, header = storage.load_arrays(inputs["data"] / "images.safetensors")
     trials, classes = trials_of(config), len(header["classes"])
     method = methods.METHODS[config.method]
-    generator, discriminator = make_nets(config.net, classes)
+    generator, discriminator = make_nets(
+        config.net, classes, *arrays["train_images"].shape[2:])
     recipe = method.recipe(**dict(config.recipe), latent=config.net.latent)
     schedule = population.Schedule(**dict(config.schedule))
     mesh = population.mesh_for(len(trials))
@@ -109,15 +110,24 @@ def trial_arrays(arrays: dict[str, np.ndarray], trials: list[Trial]) -> dict[str
         "per_class": np.array([trial.per_class for trial in trials], np.int32)}
 
 
-def make_nets(net: ConfigDict, classes: int) -> tuple[models.Generator, models.Discriminator]:
-    """The networks of ``config.net``: the generator's widths are the trunk's in reverse."""
-    first, second, third = (int(width) for width in net.widths)
-    return (models.Generator((third, second, first), classes),
-            models.Discriminator((first, second, third), classes, net.norm))
+def make_nets(
+    net: ConfigDict, classes: int, size: int = 28, channels: int = 1
+) -> tuple[models.Generator, Any]:
+    """The networks of ``config.net`` for images ``[size, size, channels]``: the generator's widths
+    are the trunk's in reverse where they are not given."""
+    widths = tuple(int(width) for width in net.widths)
+    up = tuple(int(width) for width in net.generator) or widths[::-1]
+    models.kernels_of(size, len(up))
+    generator = models.Generator(up, classes, size, channels)
+    if net.trunk == "alexnet":
+        return generator, models.AlexDiscriminator(widths, net.dense, classes)
+    if net.trunk != "dcgan":
+        raise ValueError(f"config.net.trunk {net.trunk!r}; known: dcgan, alexnet")
+    return generator, models.Discriminator(widths, classes, net.norm)
 
 
 def all_logits(
-    discriminator: models.Discriminator, held: PyTree, images: np.ndarray
+    discriminator: Any, held: PyTree, images: np.ndarray
 ) -> np.ndarray:
     """Class logits ``[trials, images, classes]`` of every trial, one after another."""
     shown = jnp.asarray(images)

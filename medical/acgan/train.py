@@ -85,14 +85,15 @@ def make_train_step(
         return generator.apply({"params": params, **stats}, z, labels, train=True,
                                mutable=list(stats))
 
-    def judge(params: PyTree, stats: PyTree, images: jax.Array) -> tuple:
+    def judge(params: PyTree, stats: PyTree, images: jax.Array, key: jax.Array) -> tuple:
         return discriminator.apply({"params": params, **stats}, images, train=True,
-                                   mutable=list(stats))
+                                   mutable=list(stats), rngs={"dropout": key})
 
     def train_step(
         state: TrialState, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[TrialState, dict[str, jax.Array]]:
         keys = jax.random.split(key, 4)
+        drops = jax.random.split(jax.random.fold_in(key, 4), 4)  # dropout, where there is some
         images, labels = batch["image"], batch["label"]
         wanted = jax.random.permutation(keys[0], labels)  # the classes of the data
         fakes, made_stats = draw(
@@ -100,11 +101,12 @@ def make_train_step(
         fakes = jax.lax.stop_gradient(fakes)
 
         def judge_loss(params: PyTree) -> tuple[jax.Array, tuple]:
-            (source, logits), stats = judge(params, state.stats["discriminator"], images)
+            (source, logits), stats = judge(
+                params, state.stats["discriminator"], images, drops[0])
             loss = losses.class_loss(logits, labels, recipe.double_softmax)
             right = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
             if adversarial:
-                (fake_source, fake_logits), after = judge(params, dict(stats), fakes)
+                (fake_source, fake_logits), after = judge(params, dict(stats), fakes, drops[1])
                 stats = stats if recipe.real_statistics else after
                 loss = loss + recipe.fake_class * losses.class_loss(
                     fake_logits, wanted, recipe.double_softmax)
@@ -114,7 +116,7 @@ def make_train_step(
                 share = jax.random.uniform(keys[2], (len(images),))
                 frozen = jax.lax.stop_gradient(dict(stats))
                 each = losses.gradient_penalty(
-                    lambda x: judge(params, frozen, x)[0][0], images, fakes, share)
+                    lambda x: judge(params, frozen, x, drops[2])[0][0], images, fakes, share)
                 loss = loss + recipe.source * recipe.penalty * jnp.mean(each)
             return loss, (dict(stats), right)
 
@@ -128,7 +130,7 @@ def make_train_step(
 
         def make_loss(params: PyTree) -> tuple[jax.Array, PyTree]:
             drawn, new = draw(params, dict(made_stats), keys[3], wanted)
-            (source, logits), _ = judge(judged.params, stats, drawn)
+            (source, logits), _ = judge(judged.params, stats, drawn, drops[3])
             loss = recipe.source * losses.generator_loss(source, recipe.wasserstein)
             return loss + losses.class_loss(logits, wanted, recipe.double_softmax), dict(new)
 

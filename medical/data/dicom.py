@@ -1,8 +1,9 @@
 """Single-frame grey DICOM files as floats in [0, 1], bright where the tissue absorbs most.
 
-Needs `pydicom` (extra `medical`). Rescale slope and intercept, the window of the file (or one that
-is given, or percentiles where the file has none) and the inversion of MONOCHROME1 are applied in
-this order, as DICOM PS3.3 C.11.2.1.2 says for the linear window.
+Needs `pydicom` (extra `medical`). Rescale slope and intercept (or the table in their place), the
+window of the file (or one that is given, or percentiles where the file has none) and the inversion
+of MONOCHROME1 are applied in this order, as DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3 say for the three
+shapes of a window.
 """
 
 import contextlib
@@ -13,6 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy import special
+
+SHAPES = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+"""Of a window: the value of the attribute `VOILUTFunction`."""
 
 
 class DicomError(ValueError):
@@ -49,7 +54,7 @@ def read(path: str | os.PathLike[str], window: tuple[float, float] | None = None
     Raises:
       FileNotFoundError: there is no such file.
       DicomError: not DICOM, damaged, no pixels, colour, several frames, a codec that is not
-        installed, or a window without width.
+        installed, a window without width or of unknown shape, or contradictory grey scales.
     """
     import pydicom
 
@@ -62,21 +67,36 @@ def read(path: str | os.PathLike[str], window: tuple[float, float] | None = None
         slope, shift = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
         gap = data.get("PixelSpacing", data.get("ImagerPixelSpacing"))
         spacing = None if gap is None else (float(gap[0]), float(gap[1]))
+        shape = str(data.get("VOILUTFunction") or "LINEAR") if window is None else "LINEAR"
         window = _window(data) if window is None else window
+        meaning = str(data.get("PresentationLUTShape") or "")
     if "PixelData" not in data:
         raise DicomError(f"{path}: a DICOM file without pixels ({modality or '?'})")
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise DicomError(f"{path}: photometric interpretation {kind or 'missing'}, expected grey")
+    if kind == "MONOCHROME2" and meaning == "INVERSE":
+        raise DicomError(f"{path}: MONOCHROME2 says that large values are bright, the presentation "
+                         "LUT shape INVERSE that they are dark")
+    if shape not in SHAPES:
+        raise DicomError(f"{path}: window of shape {shape!r}; known: {', '.join(SHAPES)}")
     with _blaming(path, "pixels cannot be decoded"):
         pixels = data.pixel_array
     if pixels.ndim != 2:
         raise DicomError(f"{path}: shape {pixels.shape}, expected one frame [height, width]")
     values = pixels.astype(np.float64) * slope + shift
-    low, high = _range(path, values, window)
+    if "ModalityLUTSequence" in data:  # in place of slope and intercept
+        from pydicom.pixels import apply_modality_lut
+
+        with _blaming(path, "damaged modality table"):
+            values = apply_modality_lut(pixels, data).astype(np.float64)
+    low, high = _range(path, values, window, shape)
     if not np.isfinite((slope, shift, low, high)).all():
         raise DicomError(f"{path}: slope {slope}, intercept {shift} and window {window} are not "
                          "all finite")
-    image = np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
+    share = (values - low) / (high - low)
+    if window is not None and shape == "SIGMOID":
+        share = special.expit(4 * (share - 0.5))
+    image = np.clip(share, 0, 1).astype(np.float32)
     inverted = kind == "MONOCHROME1"
     return Radiograph(1 - image if inverted else image, patient, modality, spacing, inverted)
 
@@ -109,15 +129,18 @@ def _window(data: Any) -> tuple[float, float] | None:
 
 
 def _range(
-    path: pathlib.Path, values: np.ndarray, window: tuple[float, float] | None
+    path: pathlib.Path, values: np.ndarray, window: tuple[float, float] | None, shape: str
 ) -> tuple[float, float]:
-    """Values that become 0 and 1."""
+    """Values that become 0 and 1 (of a sigmoid: that its middle slope would take there)."""
     if window is None:
         low, high = np.percentile(values, (0.5, 99.5))
         if high <= low:
             raise DicomError(f"{path}: all pixels are equal ({low:g})")
         return float(low), float(high)
     centre, width = window
-    if not width > 1:
-        raise DicomError(f"{path}: window width {width:g} is not larger than 1")
+    least = 1 if shape == "LINEAR" else 0
+    if not width > least:
+        raise DicomError(f"{path}: window width {width:g} is not larger than {least}")
+    if shape != "LINEAR":
+        return centre - width / 2, centre + width / 2
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2

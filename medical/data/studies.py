@@ -1,4 +1,7 @@
-"""A table of studies (CSV, one row for each image), and splits that keep patients whole."""
+"""A table of studies (CSV, one row for each image), and splits that keep patients whole.
+
+Cells are read without the spaces around them: "p1 " and "p1" are one patient.
+"""
 
 import csv
 import dataclasses
@@ -10,7 +13,13 @@ import numpy as np
 from PIL import Image
 
 from common import datasets
+from medical.data import contrast as contrasts
 from medical.data import dicom
+
+ABSENT = ("", "nan", "na", "none")
+PARTS = ("train", "validation", "test")
+DICOM = (".dcm", ".dicom", ".dic", "")
+"""Suffixes of files that are read as DICOM."""
 
 
 class StudyError(ValueError):
@@ -31,6 +40,7 @@ class Studies:
       patients: ``[n]`` identifiers.
       files: ``[n]`` as in the table.
       classes: names of the classes.
+      parts: ``[n]`` one of `PARTS`; None if the table does not say.
       bad: (file, reason) of images that could not be read and are left out.
     """
 
@@ -39,6 +49,7 @@ class Studies:
     patients: np.ndarray
     files: tuple[str, ...]
     classes: tuple[str, ...]
+    parts: np.ndarray | None
     bad: tuple[tuple[str, str], ...]
 
 
@@ -49,37 +60,43 @@ def read(
     file: str = "file",
     patient: str = "patient",
     label: str = "label",
+    part: str = "",
     classes: Sequence[str] | None = None,
+    contrast: str = "none",
 ) -> Studies:
     """Reads a table and its images.
 
     Args:
       table: CSV file with a header; paths in it are relative to its folder.
       size: side of the images in pixels; they are padded to squares and resized.
-      file: column of the path: `.dcm` (or no suffix) is DICOM, everything else an 8-bit image.
+      file: column of the path: DICOM by its suffix (see `DICOM`), everything else 8-bit images.
       patient: column of the patient's identifier.
       label: column of the class.
+      part: column that says "train", "validation" or "test"; empty for a table without.
       classes: known classes in order. None: those of the table, sorted.
+      contrast: see `medical.data.contrast`.
 
     Raises:
       FileNotFoundError: there is no such table.
-      StudyError: a column or a value is missing, a class is unknown, or no image can be read.
+      StudyError: a column or a value is missing, a class or part is unknown, a file belongs to two
+        patients, or no image can be read.
     """
     table = pathlib.Path(table)
-    with open(table, newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        names = reader.fieldnames or []
-        missing = [name for name in (file, patient, label) if name not in names]
-        if missing:
-            raise StudyError(f"{table}: no column {missing[0]!r}, it has {', '.join(names)}")
-        rows = list(reader)
+    names, rows = read_rows(table)
+    needed = [file, patient, label, *([part] if part else [])]
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise StudyError(f"{table}: no column {missing[0]!r}, it has {', '.join(names)}")
     if not rows:
         raise StudyError(f"{table}: no rows")
     for number, row in enumerate(rows, 2):
-        for column in (file, patient, label):
-            value = (row[column] or "").strip()
-            if not value or value.lower() in ("nan", "na", "none"):
+        for column in needed:
+            if row[column].lower() in ABSENT:
                 raise StudyError(f"{table}, line {number}: column {column!r} is {row[column]!r}")
+        if part and row[part] not in PARTS:
+            raise StudyError(f"{table}, line {number}: {part!r} is {row[part]!r}; known: "
+                             f"{', '.join(PARTS)}")
+    check_owners(table, [row[file] for row in rows], [row[patient] for row in rows])
     known = tuple(sorted({row[label] for row in rows})) if classes is None else tuple(classes)
     for number, row in enumerate(rows, 2):
         if row[label] not in known:
@@ -91,7 +108,7 @@ def read(
     for row in rows:
         path = table.parent / row[file]
         try:
-            images.append(square(load(path), size))
+            images.append(square(contrasts.apply(load(path), contrast), size))
         except datasets.IMAGE_ERRORS as error:
             bad.append((row[file], f"{type(error).__name__}: {error}"))
             continue
@@ -104,8 +121,42 @@ def read(
         np.array([row[patient] for row in kept]),
         tuple(row[file] for row in kept),
         known,
+        np.array([row[part] for row in kept]) if part else None,
         tuple(bad),
     )
+
+
+def read_rows(table: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns and the rows of a CSV file; absent cells are "".
+
+    Raises:
+      FileNotFoundError: there is no such table.
+      StudyError: the file is not a CSV table in UTF-8.
+    """
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            names = list(reader.fieldnames or [])
+            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StudyError(f"{table}: not a CSV table in UTF-8: {error}") from error
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise StudyError(f"{table}: two columns are called {twice[0]!r}")
+    return names, rows
+
+
+def check_owners(table: pathlib.Path, files: Sequence[str], patients: Sequence[str]) -> None:
+    """Refuses an image of two patients: one of the names is wrong, and a split would leak.
+
+    Raises:
+      StudyError: with the file and both patients.
+    """
+    owner: dict[str, str] = {}
+    for number, (name, patient) in enumerate(zip(files, patients, strict=True), 2):
+        if name and owner.setdefault(name, patient) != patient:
+            raise StudyError(f"{table}, line {number}: file {name!r} belongs to the patients "
+                             f"{owner[name]!r} and {patient!r}")
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
@@ -162,8 +213,8 @@ def check_disjoint(parts: Mapping[str, np.ndarray]) -> None:
 
 
 def load(path: pathlib.Path) -> np.ndarray:
-    """One image as float32 ``[h, w]`` in [0, 1]: `.dcm` (or no suffix) is DICOM, else 8 bits."""
-    if path.suffix.lower() in (".dcm", ""):
+    """One image as float32 ``[h, w]`` in [0, 1]: DICOM by its suffix (or none), else 8 bits."""
+    if path.suffix.lower() in DICOM:
         return dicom.read(path).image
     with Image.open(path) as opened:
         if opened.mode.startswith(("I", "F")):

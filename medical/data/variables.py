@@ -108,7 +108,10 @@ def fit(columns: Columns, names: Sequence[str] | None = None) -> Encoder:
             fitted.append(Variable(name, categories, absent=bool(absent.any())))
         else:
             known = _numbers(name, values)[~absent]
-            fitted.append(Variable(name, (), float(known.mean()), float(known.std()) or 1.0,
+            mean, deviation = float(known.mean()), float(known.std())
+            # The deviation of a constant is not 0 but rounding: of 0.1 three times, 1e-17.
+            constant = deviation <= 1e-12 * max(abs(mean), float(np.abs(known).max()))
+            fitted.append(Variable(name, (), mean, 1.0 if constant else deviation,
                                    bool(absent.any())))
     return Encoder(tuple(fitted))
 

@@ -95,7 +95,7 @@ def deletion_insertion(
       score: see the package; best a probability, so that means are comparable. One and the same
         function (object) for several maps compiles once.
       images: ``[batch, h, w, c]``.
-      maps: ``[batch, h, w]``.
+      maps: ``[batch, h, w]``; equal values come in a random order, the same for all maps.
       baseline: what pixels are replaced by, of the images' shape.
       steps: equal steps from no pixel to all.
 
@@ -103,7 +103,10 @@ def deletion_insertion(
       Deletion and insertion, each ``[batch]``: areas under the curve by the trapezoid rule.
     """
     count = maps.shape[1] * maps.shape[2]
-    order = np.argsort(-np.asarray(maps).reshape(len(maps), -1), axis=1, kind="stable")
+    values = np.asarray(maps).reshape(len(maps), -1)
+    # Equal values (most of a Grad-CAM is 0) in one random order, not from the top of the image.
+    chance = np.random.default_rng(0).permutation(count)
+    order = np.lexsort((np.broadcast_to(chance, values.shape), -values), axis=1)
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(count)[None].repeat(len(maps), 0), 1)
     first = jnp.asarray(rank.reshape(*maps.shape, 1))

@@ -23,8 +23,9 @@ def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
     Each file has ``images`` ``[n, size, size, 1]`` in [-1, 1], ``clinical`` ``[n, columns]`` (see
     `variables`), ``labels`` ``[n]``, ``has_image`` and ``has_clinical`` ``[n]``: what a patient is
-    taken to have, and ``complete`` ``[n]``: whether both are really there (always, where absence is
-    made up). Of phantoms there are also ``masks`` of the opacities, and ``pretrain.safetensors``.
+    taken to have, ``complete`` ``[n]``: whether both are really there (always, where absence is
+    made up), and ``patients`` ``[n]``: whose they are (numbers). Of phantoms there are also
+    ``masks`` of the opacities, and ``pretrain.safetensors``.
     """
     del inputs
     random = np.random.default_rng(config.seed)
@@ -84,6 +85,7 @@ def made(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict]:
         labels = patients.labels[chosen]
         parts[name] = {"images": phantoms[name].images, "labels": labels,
                        "masks": phantoms[name].masks, "complete": np.ones(len(labels), bool),
+                       "patients": chosen,
                        **absences(labels, config.absent, random)}
         columns[name] = {key: values[chosen] for key, values in patients.columns.items()}
     return parts, columns
@@ -104,13 +106,14 @@ def own(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict, tu
     """The patients of the table ``config.data.table``, by part; each is in one part.
 
     Raises:
-      FileNotFoundError, StudyError: see `table.read`; a level does not occur in a part.
+      FileNotFoundError, StudyError: see `table.read`; a level does not occur in a part, or not
+        among the test patients with image and variables, on whom networks are compared.
       PatientLeakError: the table's own parts share a patient.
     """
     c = config.data
     found = table.read(
         c.table, config.net.size, tuple(c.classes), file=c.file, patient=c.patient, label=c.label,
-        part=c.part, names=tuple(c.names))
+        part=c.part, names=tuple(c.names), contrast=c.contrast)
     if found.parts is None:
         shares = dict(zip(PARTS, c.fractions, strict=True))
         rows = studies.split(found.patients, shares, random)
@@ -121,13 +124,16 @@ def own(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict, tu
     parts, columns = {}, {}
     for name, chosen in rows.items():
         labels = found.labels[chosen]
-        lacking = sorted(set(range(len(c.classes))) - set(labels.tolist()))
-        if lacking:
-            raise studies.StudyError(
-                f"{c.table}: nobody of part {name!r} has level {c.classes[lacking[0]]!r}")
-        parts[name] = {"images": found.images[chosen], "labels": labels,
+        complete = (found.image & found.clinical)[chosen]
+        groups = {"": labels, " with image and variables": labels[complete]}
+        for what, seen in groups.items():
+            lacking = sorted(set(range(len(c.classes))) - set(seen.tolist()))
+            if lacking and (name == "test" or not what):
+                raise studies.StudyError(f"{c.table}: nobody{what} of part {name!r} has level "
+                                         f"{c.classes[lacking[0]]!r}")
+        parts[name] = {"images": found.images[chosen], "labels": labels, "complete": complete,
                        "has_image": found.image[chosen], "has_clinical": found.clinical[chosen],
-                       "complete": (found.image & found.clinical)[chosen]}
+                       "patients": np.unique(found.patients, return_inverse=True)[1][chosen]}
         columns[name] = {key: values[chosen] for key, values in found.columns.items()}
     return parts, columns, found.bad
 

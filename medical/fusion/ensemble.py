@@ -33,7 +33,7 @@ def combine(weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     weights, probabilities = np.asarray(weights), np.asarray(probabilities)
     if weights.shape != probabilities.shape[:1] or probabilities.ndim != 3:
         raise ValueError(f"{weights.shape} weights for probabilities {probabilities.shape}")
-    if (weights < 0).any() or abs(weights.sum() - 1) > 1e-6:
+    if not (weights >= 0).all() or not abs(weights.sum() - 1) <= 1e-6:  # also NaN
         raise ValueError(f"weights must not be negative and sum to 1, they sum to {weights.sum()}")
     return np.einsum("m,mnc->nc", weights, probabilities)
 

@@ -9,7 +9,7 @@ from common import distributed
 from common.config import ConfigError
 from common.report import publish
 from common.stages import Pipeline
-from medical.fusion import cohort, measure, methods, missing, report, stages
+from medical.fusion import cohort, measure, methods, missing, networks, report, stages
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -52,6 +52,7 @@ def _check(config: ConfigDict) -> None:
                               f"{', '.join(known)}")
     if not {"image", "fusion", "fusion_dropout", "fusion_learned"} & set(config.methods):
         raise ConfigError("config.methods: at least one network with an image is needed")
+    networks.make_trunk(config.net)  # its errors before the first stage
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ConfigError(f"config.seeds: {tuple(config.seeds)}: none, or one twice")
     if config.fill not in ("mean", "zeros"):

@@ -43,11 +43,13 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             keep = kept(test, "both")
             a, b = (found[*key, chosen[key]][:, keep] for key in (first, second))
             tests.append({"first": list(first), "second": list(second),
-                          **compare(test["labels"][keep], a, b, random, config.resamples)})
+                          **compare(test["labels"][keep], a, b, random, config.resamples,
+                                    test["patients"][keep])})
     main = {key: table[*key, policy] for key, policy in chosen.items()}
     storage.save_json(out / "results.json", {
         "classes": cohort["classes"], "counts": cohort["counts"], "absence": cohort["absence"],
-        "unreadable": len(cohort["unreadable"]), "seeds": list(config.seeds), "fill": config.fill,
+        "unreadable": len(cohort["unreadable"]), "repeated": repeated(test["patients"]),
+        "seeds": list(config.seeds), "fill": config.fill,
         "rows": rows, "tests": tests, "checks": checks(main, tests, cohort["absence"]),
         "majority": float(np.bincount(test["labels"]).max() / len(test["labels"])),
         "training": {name.removeprefix("train-"): storage.load_json(path / "log.json")
@@ -70,6 +72,11 @@ def read(inputs: dict[str, Path], fill: str) -> dict[tuple[str, str, str], np.nd
                 view, _, policy = key.partition(".")
                 found[stage.removeprefix("train-"), view, policy] = values
     return found
+
+
+def repeated(patients: np.ndarray) -> int:
+    """Rows ``[n]`` beyond the first of their patient."""
+    return len(patients) - len(np.unique(patients))
 
 
 def kept(test: dict[str, np.ndarray], view: str) -> np.ndarray:
@@ -106,11 +113,12 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
 
 def compare(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, random: np.random.Generator,
-    resamples: int,
+    resamples: int, patients: np.ndarray,
 ) -> dict[str, Any]:
     """Paired tests of two models ``[seeds, n, classes]``, for each seed; bootstrap for the first.
 
-    DeLong's test is of each class against the rest, corrected by Holm over the classes.
+    DeLong's test is of each class against the rest, corrected by Holm over the classes. It and
+    McNemar's take the rows as independent; the bootstrap draws patients ``[n]``.
     """
     of_classes, of_accuracy = [], []
     for a, b in zip(first, second, strict=True):
@@ -118,7 +126,8 @@ def compare(
         of_classes.append({"difference": [t.difference for t in found], "p": holm.tolist()})
         of_accuracy.append(mcnemar.compare(a.argmax(-1) == labels, b.argmax(-1) == labels).p)
     area = multiclass.paired_bootstrap(
-        multiclass.multiclass_auc, labels, first[0], second[0], random, resamples)
+        multiclass.multiclass_auc, labels, first[0], second[0], random, resamples,
+        groups=patients if repeated(patients) else None)
     return {"delong": of_classes, "mcnemar": of_accuracy, "auc": area._asdict()}
 
 

@@ -21,6 +21,18 @@ def paper_trunk() -> DenseNet:
     return DenseNet(classes=0, epsilon=1.001e-5, momentum=0.99)
 
 
+class TrunkClassifier(nn.Module):
+    """Logits of an image: trunk, average, one dense layer. For pretraining."""
+
+    trunk: nn.Module
+    classes: int = 2
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        found = self.trunk(images, train)
+        return nn.Dense(self.classes, name="classifier")(jnp.mean(found, axis=(1, 2)))
+
+
 class FusionNet(nn.Module):
     """Logits of an image and its clinical variables.
 

@@ -1,19 +1,15 @@
 """Networks of a configuration: the trunk with its first weights, and the heads on it."""
 
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from ml_collections import ConfigDict
 
-from common import torch_reader
 from common.config import ConfigError
 from common.nets import densenet
-from medical.fusion import models
+from medical.fusion import backbones, models
 
 PyTree = Any
 KINDS = ("image", "clinical", "fusion")
@@ -21,7 +17,32 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, for images in
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def make_trunk(net: ConfigDict, classes: int = 0) -> densenet.DenseNet:
+def make_trunk(net: ConfigDict) -> Any:
+    """The trunk of ``config.net``: a DenseNet of any size, or one of `backbones` as it is."""
+    if net.backbone != "densenet":
+        try:
+            return backbones.make(net.backbone, net.size, net.style, net.momentum)
+        except ValueError as error:
+            raise ConfigError(f"config.net: {error}, densenet") from error
+    return make_densenet(net)
+
+
+def make_pretrained(net: ConfigDict, classes: int) -> Any:
+    """The trunk with a classifier on it: the averaged feature map and one dense layer."""
+    if net.backbone != "densenet":
+        return models.TrunkClassifier(make_trunk(net), classes)
+    return make_densenet(net, classes)
+
+
+def trunk_of(net: ConfigDict, variables: PyTree) -> PyTree:
+    """The trunk's variables in those of `make_pretrained`."""
+    if net.backbone != "densenet":
+        return {name: tree["trunk"] for name, tree in variables.items()}
+    params = {name: tree for name, tree in variables["params"].items() if name != "classifier"}
+    return {**variables, "params": params}
+
+
+def make_densenet(net: ConfigDict, classes: int = 0) -> densenet.DenseNet:
     """The DenseNet of ``config.net``."""
     return densenet.DenseNet(tuple(net.blocks), net.growth, net.stem, classes,
                              epsilon=1.001e-5, momentum=net.momentum)
@@ -56,25 +77,25 @@ def read_trunk(path: str, net: ConfigDict) -> PyTree:
     """Variables of the trunk from a user's file.
 
     Args:
-      path: ``.safetensors``, or a torch file read without executing it; with the tensor names of
-        torchvision, timm, torchxrayvision or Keras. A classifier in it is left out.
+      path: ``.safetensors``, Keras' ``.h5``, or a torch file read without executing it; with the
+        tensor names of torchvision, timm, torchxrayvision (DenseNet) or Keras. A classifier in it
+        is left out.
       net: ``config.net``.
 
     Raises:
       FileNotFoundError: there is no such file.
+      ConfigError: the tensors are of the other family than ``net.style``.
       PortingError: the tensors are not those of this trunk.
     """
-    file = Path(path)
-    if not file.exists():
-        raise FileNotFoundError(f"config.trunk: no file {path}")
-    if file.suffix == ".safetensors":
-        tensors = safetensors.numpy.load_file(file)
-    else:
-        tensors = torch_reader.read(file)
-        tensors = dict(tensors.get("state_dict", tensors))
-    tensors = {name: value for name, value in tensors.items()
-               if not name.startswith(("classifier", "predictions"))}
-    return jax.tree.map(jnp.asarray, densenet.from_tensors(make_trunk(net), tensors))
+    try:
+        tensors = backbones.read_tensors(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config.trunk: {error}") from error
+    name = "densenet121" if net.backbone == "densenet" else net.backbone
+    try:
+        return backbones.port(name, make_trunk(net), tensors)
+    except backbones.FamilyError as error:
+        raise ConfigError(f"config.trunk, config.net.style: {path}: {error}") from error
 
 
 def init(

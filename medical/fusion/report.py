@@ -37,6 +37,11 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
     if results["unreadable"]:
         page.note(f"{results['unreadable']} images could not be read; their patients count as "
                   "without image.")
+    if results["repeated"]:
+        page.note(f"**Several rows of one patient:** {results['repeated']} test rows are of "
+                  "patients who have another one. Intervals of accuracy, DeLong's and McNemar's "
+                  "tests take rows as independent and are too sure; the bootstrap draws whole "
+                  "patients.")
     page.section("Patients")
     page.table(["part", *results["classes"]],
                [[name, *counts[name]] for name in ("train", "validation", "test")])

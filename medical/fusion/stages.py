@@ -42,7 +42,7 @@ def pretrain_trunk(config: ConfigDict, inputs: dict[str, Path], out: Path) -> No
         return
     data = load(source)
     images, held = networks.to_input(data["images"], net), len(data["labels"]) // 6
-    whole = networks.make_trunk(net, classes=2)
+    whole = networks.make_pretrained(net, classes=2)
     recipe = classifier.Recipe(c.num_steps, c.learning_rate, c.weight_decay, c.shift)
     state = classifier.init(whole, recipe, image, key)
 
@@ -56,8 +56,7 @@ def pretrain_trunk(config: ConfigDict, inputs: dict[str, Path], out: Path) -> No
                 key=key, writer=writer, log_every=50, name="trunk")
     writer.close()
     logits = classifier.predict(whole, state.variables(), images[:held])
-    tree = jax.tree.map(np.asarray, state.variables())
-    tree["params"].pop("classifier")
+    tree = jax.tree.map(np.asarray, networks.trunk_of(net, state.variables()))
     accuracy = float(np.mean(logits.argmax(-1) == data["labels"][:held]))
     storage.save_tree(out / "trunk.safetensors", tree, {"source": "opacities",
                                                         "accuracy": accuracy})

@@ -1,6 +1,5 @@
 """A user's own patients: one CSV row each, with the image's file and the clinical variables."""
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -9,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from common import datasets
+from medical.data import contrast as contrasts
 from medical.data import studies
-from medical.data.studies import StudyError
-
-ABSENT = ("", "nan", "na", "none")
-PARTS = ("train", "validation", "test")
+from medical.data.studies import ABSENT, PARTS, StudyError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +47,7 @@ def read(
     label: str = "level",
     part: str = "",
     names: Sequence[str] = (),
+    contrast: str = "none",
 ) -> Patients:
     """Reads a table and its images.
 
@@ -64,17 +62,15 @@ def read(
       names: columns of the clinical variables; all further columns if empty. A variable is a number
         if all its cells are; empty cells (also nan, na, none) are absent. A row in which all are
         absent is a patient without clinical variables.
+      contrast: see `medical.data.contrast`.
 
     Raises:
       FileNotFoundError: there is no such table.
-      StudyError: a column or a value is missing, a level or part is unknown, a row has neither
-        image nor variables.
+      StudyError: a column or a value is missing, a level or part is unknown, a file belongs to two
+        patients, a row has neither image nor variables.
     """
     table = pathlib.Path(table)
-    with open(table, newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        header = list(reader.fieldnames or [])
-        rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+    header, rows = studies.read_rows(table)
     own = [file, patient, label, *([part] if part else [])]
     chosen = list(names) or [name for name in header if name not in own]
     missing = [name for name in (*own, *chosen) if name not in header]
@@ -94,7 +90,9 @@ def read(
     columns = {name: _column([row[name] for row in rows]) for name in chosen}
     clinical = np.any([[v is not None and v == v for v in values]
                        for values in columns.values()], axis=0)
-    images, has, bad = _images(table.parent, [row[file] for row in rows], size)
+    files = ["" if row[file].lower() in ABSENT else row[file] for row in rows]
+    studies.check_owners(table, files, [row[patient] for row in rows])
+    images, has, bad = _images(table.parent, files, size, contrast)
     for number, (picture, known) in enumerate(zip(has, clinical, strict=True), 2):
         if not picture and not known:
             raise StudyError(f"{table}, line {number}: neither an image nor clinical variables"
@@ -115,15 +113,16 @@ def _column(cells: Sequence[str]) -> np.ndarray:
 
 
 def _images(
-    folder: pathlib.Path, files: Sequence[str], size: int
+    folder: pathlib.Path, files: Sequence[str], size: int, contrast: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[str, str], ...]]:
     images = np.full((len(files), size, size, 1), -1, np.float32)
     has, bad = np.zeros(len(files), bool), []
     for i, name in enumerate(files):
-        if name.lower() in ABSENT:
+        if not name:
             continue
         try:
-            images[i, ..., 0] = studies.square(studies.load(folder / name), size) * 2 - 1
+            image = contrasts.apply(studies.load(folder / name), contrast)
+            images[i, ..., 0] = studies.square(image, size) * 2 - 1
             has[i] = True
         except datasets.IMAGE_ERRORS as error:
             bad.append((name, f"{type(error).__name__}: {error}"))

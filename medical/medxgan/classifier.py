@@ -32,20 +32,34 @@ class ClassifierState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """AdamW with a cosine schedule; images are mirrored at random and shifted by `shift` pixels."""
+    """AdamW with a cosine schedule; images are mirrored at random and shifted by `shift` pixels.
+
+    `frozen`: beginnings of the names of layers that keep their first weights.
+    """
 
     num_steps: int
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
     shift: int = 2
+    frozen: tuple[str, ...] = ()
 
 
-def init(net: nn.Module, recipe: Recipe, images: jax.Array, key: jax.Array) -> ClassifierState:
-    """State before the first step."""
+def init(
+    net: nn.Module, recipe: Recipe, images: jax.Array, key: jax.Array, params: PyTree = None
+) -> ClassifierState:
+    """State before the first step, with the given parameters or random ones."""
     variables = net.init(key, images)
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, max(recipe.num_steps, 1))
     optimiser = optax.adamw(schedule, weight_decay=recipe.weight_decay)
-    return ClassifierState(TrainState.create(variables.pop("params"), optimiser), dict(variables))
+    params = variables["params"] if params is None else params
+    variables = {name: tree for name, tree in variables.items() if name != "params"}
+    if recipe.frozen:
+        kept = {name: name.startswith(recipe.frozen) for name in params}
+        labels = {name: jax.tree.map(lambda _, k=kept[name]: "kept" if k else "trained", tree)
+                  for name, tree in params.items()}
+        optimiser = optax.multi_transform(
+            {"trained": optimiser, "kept": optax.set_to_zero()}, labels)
+    return ClassifierState(TrainState.create(params, optimiser), variables)
 
 
 def make_train_step(

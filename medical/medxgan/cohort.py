@@ -7,17 +7,17 @@ from ml_collections import ConfigDict
 
 from common import storage
 from medical.data import phantom, studies
-
-PARTS = ("train", "validation", "test")
+from medical.data.studies import PARTS
 
 
 def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     """Stage: the images of the three parts, one file each.
 
-    Each has ``images`` ``[n, size, size, 1]`` in [-1, 1], ``labels`` int ``[n]`` (1: positive) and
-    ``masks`` bool ``[n, size, size]``: of phantoms the lesion, of a user's images empty, since
-    nothing is known. Phantoms have their ``healthy`` twins, too. ``config.labels`` "shuffled" mixes
-    the labels of training and validation.
+    Each has ``images`` ``[n, size, size, 1]`` in [-1, 1], ``labels`` int ``[n]`` (1: positive),
+    ``patients`` ``[n]`` (whose they are, numbers) and ``masks`` bool ``[n, size, size]``: of
+    phantoms the lesion, of a user's images empty, since nothing is known. Phantoms have their
+    ``healthy`` twins, too. ``config.labels`` "shuffled" mixes the labels of training and
+    validation.
     """
     del inputs
     random = np.random.default_rng(config.seed)
@@ -44,25 +44,32 @@ def own(config: ConfigDict, random: np.random.Generator) -> dict[str, dict[str, 
     Raises:
       FileNotFoundError: there is no such table.
       StudyError: see `medical.data.studies.read`; not two classes; a part with one class only.
+      PatientLeakError: the table's own parts share a patient.
     """
     c = config.data
     found = studies.read(
-        c.table, config.net.size, file=c.file, patient=c.patient, label=c.label,
-        classes=tuple(c.classes) or None)
+        c.table, config.net.size, file=c.file, patient=c.patient, label=c.label, part=c.part,
+        classes=tuple(c.classes) or None, contrast=c.contrast)
     if len(found.classes) != 2:
         raise studies.StudyError(
             f"{c.table}: column {c.label!r} has the classes {', '.join(found.classes)}; two are "
             "needed, negative first: name them with --config.data.classes")
     for file, reason in found.bad:
         print(f"left out {file}: {reason}")
-    shares = dict(zip(PARTS, c.fractions, strict=True))
+    if found.parts is None:
+        split = studies.split(found.patients, dict(zip(PARTS, c.fractions, strict=True)), random)
+    else:
+        split = {name: np.flatnonzero(found.parts == name) for name in PARTS}
+    studies.check_disjoint({name: found.patients[rows] for name, rows in split.items()})
     parts = {}
-    for name, rows in studies.split(found.patients, shares, random).items():
+    for name, rows in split.items():
         labels = found.labels[rows]
         if len(np.unique(labels)) < 2:
+            seen = f"all {found.classes[labels[0]]!r}" if len(labels) else "none"
             raise studies.StudyError(
-                f"{c.table}: the {len(rows)} images of part {name!r} are all "
-                f"{found.classes[labels[0]]!r}: more patients are needed")
+                f"{c.table}: the {len(rows)} images of part {name!r} are {seen}: images of both "
+                "classes are needed in each")
         parts[name] = {"images": found.images[rows], "labels": labels,
+                       "patients": np.unique(found.patients, return_inverse=True)[1][rows],
                        "masks": np.zeros((len(rows), *found.images.shape[1:3]), bool)}
     return parts

@@ -52,12 +52,31 @@ def localisation(
 
 
 def mean_interval(
-    values: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+    values: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None,
+    resamples: int = 2000,
 ) -> dict[str, float]:
-    """Mean with its 95 % bootstrap interval over images; `values` ``[images]``, NaN left out."""
-    values = values[np.isfinite(values)]
-    rows = rng.integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    """Mean with its 95 % bootstrap interval.
+
+    Args:
+      values: ``[images]``; NaN is left out.
+      rng: source of the resamples.
+      groups: ``[images]``, whose the images are: all images of a group are drawn together, since
+        they are not independent. None: each is its own.
+      resamples: number of them.
+
+    Raises:
+      ValueError: no value is finite.
+    """
+    known = np.isfinite(values)
+    if not known.any():
+        raise ValueError(f"none of {len(values)} values is finite")
+    values = values[known]
+    names = np.arange(len(values)) if groups is None else groups[known]
+    index = np.unique(names, return_inverse=True)[1]
+    totals, counts = np.bincount(index, values), np.bincount(index)
+    rows = rng.integers(len(counts), size=(resamples, len(counts)))
+    means = totals[rows].sum(axis=1) / counts[rows].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 

@@ -9,7 +9,7 @@ from common import distributed
 from common.config import ConfigError
 from common.report import publish
 from common.stages import Pipeline
-from medical.medxgan import cohort, measure, report, stages
+from medical.medxgan import cohort, measure, networks, report, stages
 
 KINDS = ("true", "shuffled", "shortcut")
 
@@ -27,8 +27,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     unknown = set(config.controls) - set(KINDS[1:])
     if unknown:
         raise ConfigError(f"config.controls: {unknown.pop()!r} is unknown; known: {KINDS[1:]}")
-    if config.net.kind == "paper" and config.objective.reconstruction:
-        raise ConfigError("config.objective.reconstruction: the published network has no encoder")
+    if config.net.kind != "small" and config.objective.reconstruction:
+        raise ConfigError("config.objective.reconstruction: the published networks have no encoder")
+    networks.make_nets(config.net)  # its errors before the first stage
     if config.data.table and "shortcut" in config.controls:
         raise ConfigError("config.controls: the mark of 'shortcut' is drawn into phantoms only")
     if config.data.table and config.net.channels != 1:
@@ -53,6 +54,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             network.gan.num_steps = config.control_steps
         alone(gan, stages.train_generator, network, (data, judge))
         final = settings("net", "invert", "explain")
+        if kind != "true":
+            final.explain.noise = ()  # a control is no place to ask how steady maps are
         alone(maps, stages.explain, final, (data, judge, gan))
         names.append(maps)
     judges = tuple(name.replace("explain-", "classifier-") for name in names)

@@ -48,7 +48,10 @@ def published_start(key: jax.Array, count: int, latent: tuple[int, int]) -> Code
     return Codes(jnp.zeros((count, latent[0])), z2, jnp.zeros(count))
 
 
-def invert(draw: Draw, score: Score, images: jax.Array, start: Codes, recipe: Recipe) -> Codes:
+def invert(
+    draw: Draw, score: Score, images: jax.Array, start: Codes, recipe: Recipe,
+    wanted: jax.Array | None = None,
+) -> Codes:
     """Improves the codes of each image.
 
     Args:
@@ -57,6 +60,8 @@ def invert(draw: Draw, score: Score, images: jax.Array, start: Codes, recipe: Re
       images: ``[n, h, w, c]``.
       start: first codes; of ``r n`` rows for `r` restarts, image by image within a restart.
       recipe: see `Recipe`.
+      wanted: probabilities of the positive class to be reached, ``[n]``; None: those of the
+        images, as an inversion wants.
 
     Returns:
       For each image the codes of its best restart.
@@ -66,7 +71,9 @@ def invert(draw: Draw, score: Score, images: jax.Array, start: Codes, recipe: Re
     if restarts * count != len(start.z1):
         raise ValueError(f"{len(start.z1)} starts for {count} images")
     targets = jnp.tile(images, (restarts, 1, 1, 1))
-    wanted = jax.nn.sigmoid(score(targets) / recipe.temperature)
+    if wanted is None:
+        wanted = jax.nn.sigmoid(score(images) / recipe.temperature)
+    wanted = jnp.tile(wanted, restarts)
 
     def each(codes: tuple[jax.Array, jax.Array]) -> jax.Array:
         drawn = draw(*codes)

@@ -64,6 +64,7 @@ def explain(
     key: jax.Array,
     points: int = 50,
     smooth: float = 0.1,
+    negative: tuple[jax.Array, jax.Array] | None = None,
 ) -> Explained:
     """Explains a batch.
 
@@ -76,15 +77,17 @@ def explain(
       key: random key of SmoothGrad's noise.
       points: of each path integral; LIG of the paper takes 11.
       smooth: deviation of SmoothGrad's noise.
+      negative: codes of the negative counterparts; None: those of the images with z2 = 0.
     """
-    arguments = (frozen, generator, jnp.asarray(images), jnp.asarray(codes[0]),
-                 jnp.asarray(codes[1]), key)
-    signed, cams, positive, negative, margins = _program(nets, points, smooth)(*arguments)
+    z1, z2 = jnp.asarray(codes[0]), jnp.asarray(codes[1])
+    without = (z1, jnp.zeros_like(z2)) if negative is None else negative
+    signed, cams, drawn, margins = _program(nets, points, smooth)(
+        frozen, generator, jnp.asarray(images), (z1, z2), without, key)
     found = {name: localise.magnitude(values) for name, values in signed.items()}
     size = (images.shape[1], images.shape[2])
     found |= {name: np.maximum(np.asarray(grad_cam.enlarge(values, size), np.float64), 0)
               for name, values in cams.items()}
-    return Explained(found, np.asarray(positive), np.asarray(negative), np.asarray(margins))
+    return Explained(found, np.asarray(drawn[0]), np.asarray(drawn[1]), np.asarray(margins))
 
 
 def references(
@@ -106,7 +109,7 @@ def _program(nets: Nets, points: int, smooth: float) -> Callable:
 
 def _explain(
     nets: Nets, points: int, smooth: float, frozen: PyTree, generator: PyTree, images: jax.Array,
-    z1: jax.Array, z2: jax.Array, key: jax.Array,
+    codes: tuple[jax.Array, jax.Array], others: tuple[jax.Array, jax.Array], key: jax.Array,
 ) -> tuple:
     net = nets.classifier
 
@@ -120,8 +123,8 @@ def _explain(
     def head(features: jax.Array) -> jax.Array:
         return margin(net.apply(frozen, features, method="head"))
 
-    with_disease = jnp.concatenate([z1, z2], axis=-1)
-    without = jnp.concatenate([z1, jnp.zeros_like(z2)], axis=-1)
+    with_disease = jnp.concatenate(codes, axis=-1)
+    without = jnp.concatenate(others, axis=-1)
     positive, negative = generate(with_disease), generate(without)
     edited = jnp.clip(images - (positive - negative), -1, 1)
     window = max(images.shape[1] // 8, 2)
@@ -152,4 +155,4 @@ def _explain(
         "grad_cam_released": grad_cam.as_released(head, features),
     }
     margins = jnp.stack([score(x) for x in (images, positive, negative, edited)])
-    return signed, cams, positive, negative, margins
+    return signed, cams, (positive, negative), margins

@@ -75,8 +75,8 @@ def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> Non
     rows, metrics = results["localisation"], _metrics(results)
     headers = {m: HEADERS[m] for m in rows["random"]}
     page.section("Localisation" if known else "Measures of the maps",
-                 f"{results['images']} explained images over all seeds; 95 % bootstrap intervals "
-                 "over images.")
+                 f"{results['images']} explained images of {results['patients']} patients over all "
+                 "seeds; 95 % bootstrap intervals over patients.")
     page.figure(out / "localisation.png")
     page.table(["map", *headers.values()], [
         [maps.TITLES[name], *(_interval(row[m]) for m in headers)] for name, row in rows.items()])
@@ -85,6 +85,8 @@ def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> Non
         page.table([f"less {maps.TITLES[other]}", *(HEADERS[m] for m in metrics)], [
             [maps.TITLES[name], *(_interval(row[other][m]) for m in metrics)]
             for name, row in results["differences"].items()])
+    if results["noise"]:
+        noise_section(page, results["noise"])
     if results["controls"]:
         page.section("Controls", "With shuffled labels a map has nothing to find; with a corner "
                      "mark on every positive image the classifier needs no lesion, and a map that "
@@ -99,6 +101,20 @@ def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> Non
         case = name.removeprefix("explain-")
         page.section(f"Case {case}").figure(out / f"explanations_{case.replace('-', '_')}.png")
     page.write(out / "report.html")
+
+
+def noise_section(page: Report, table: dict) -> None:
+    """Area and rank correlation of maps of noisy images."""
+    levels = list(next(iter(table.values())))
+    page.section("Noise", "Normal noise on the image, deviation in units of the pixels (-1 to 1). "
+                 "Area: share of the pixels at or above a tenth of the map's maximum (the paper's "
+                 "measure); rank: Spearman's correlation to the map of the clean image. Codes are "
+                 "searched anew for each noisy image.")
+    for metric, title in (("area", "area"), ("rank", "rank correlation")):
+        shown = [level for level in levels if metric in next(iter(table.values()))[level]]
+        page.table([title, *(f"noise {level}" for level in shown)], [
+            [maps.TITLES[name], *(_interval(row[level][metric]) for level in shown)]
+            for name, row in table.items()])
 
 
 def _interval(value: dict) -> str:

@@ -15,7 +15,16 @@ from common.loop import fit
 from common.writer import Writer
 from medical.data import phantom
 from medical.explain import latent, localise
-from medical.medxgan import classifier, evaluate, invert, losses, maps, models, train
+from medical.medxgan import (
+    classifier,
+    codes,
+    evaluate,
+    losses,
+    maps,
+    networks,
+    noise,
+    train,
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,10 +33,15 @@ def train_classifier(config: ConfigDict, inputs: dict[str, Path], out: Path) -> 
     """Stage: the classifier, then frozen; its accuracy on the test images."""
     (folder,) = inputs.values()
     data = load(folder, "train")
-    net = make_classifier(config.net)
+    net = networks.make_classifier(config.net)
     c = config.classifier
-    recipe = classifier.Recipe(c.num_steps, c.learning_rate, c.weight_decay, c.shift)
-    state = classifier.init(net, recipe, jnp.asarray(data["images"][:2]), _key(config, "init"))
+    first, key = jnp.asarray(data["images"][:2]), _key(config, "init")
+    params, frozen = None, tuple[str, ...]()
+    if c.weights:  # a user's; the convolutions keep them
+        params = networks.read_classifier(c.weights, net, net.init(key, first)["params"])
+        frozen = ("conv",)
+    recipe = classifier.Recipe(c.num_steps, c.learning_rate, c.weight_decay, c.shift, frozen)
+    state = classifier.init(net, recipe, first, key, params)
     writer = Writer(out)
     state = fit(
         state, classifier.make_train_step(net, recipe), _batches(data, c.batch_size, config.seed),
@@ -48,11 +62,13 @@ def train_generator(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
     """Stage: generator, discriminator and encoder against the frozen classifier."""
     folder, judge = inputs.values()
     data = load(folder, "train")
-    nets = make_nets(config.net)
+    nets = networks.make_nets(config.net)
     frozen = _tree(judge / "classifier.safetensors")
     deviation = storage.load_json(judge / "classifier.json")["validation_margin_deviation"]
     chosen = dict(config.objective)
-    if not chosen["temperature"]:  # half the spread of the margins: feedback of order 1
+    if chosen["class_form"] != "bounded":  # the published forms know no temperature
+        chosen["temperature"] = 1.0
+    elif not chosen["temperature"]:  # half the spread of the margins: feedback of order 1
         chosen["temperature"] = max(deviation / 2, 0.1)
     objective = losses.Objective(**chosen)
     c = config.gan
@@ -83,7 +99,7 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     insertion and sparsity are, and there is no location prior and no truth.
     """
     folder, judge, gan = inputs.values()
-    nets = make_nets(config.net)
+    nets = networks.make_nets(config.net)
     frozen = _tree(judge / "classifier.safetensors")
     made = _tree(gan / "generator.safetensors")
     _, header = storage.load_arrays(gan / "generator.safetensors")
@@ -92,13 +108,19 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     margins = logits[:, 1] - logits[:, 0]
     known = bool(test["masks"].any())
     positives = np.asarray(test["masks"].any(axis=(1, 2)) if known else test["labels"] == 1)
-    rows = choose(positives, margins, config.explain.images)
+    # Of a user's images there are as many as there are.
+    wanted = config.explain.images
+    rows = choose(positives, margins, wanted if known else min(wanted, int(positives.sum())))
     images, masks = test["images"][rows], test["masks"][rows]
 
-    codes = find_codes(config, nets, frozen, made, header, images)
+    given = (config.invert, nets, frozen, made, header)
+    positive = codes.find_codes(*given, images, _key(config, "invert"))
+    negative = codes.find_negative(*given, positive, _key(config, "negative"))
     found = maps.explain(
-        nets, frozen, made["generator"], images, (codes.z1, codes.z2), _key(config, "smooth"),
-        config.explain.points)
+        nets, frozen, made["generator"], images, (positive.z1, positive.z2),
+        _key(config, "smooth"), config.explain.points, negative=negative)
+    shaken = noise.robustness(config, nets, frozen, made, header, images, positive,
+                              (_key(config, "noise"), _key(config, "invert")))
     random = np.random.default_rng(config.seed)
     every = {**found.maps, "random": random.random(masks.shape)}
     if known:
@@ -122,7 +144,8 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     kept = {}
     if known:
         kept = evaluate.preservation(found.positive, found.negative, test["healthy"][rows], masks)
-    path = interpolation(nets, frozen, made["generator"], codes, 11, config.explain.shown)
+    path = interpolation(nets, frozen, made["generator"], negative, (positive.z1, positive.z2), 11,
+                         config.explain.shown)
     sick = train.sample_codes(
         _key(config, "samples"), jnp.ones(config.explain.shown, jnp.int32), nets.latent)
     arrays = {
@@ -131,10 +154,11 @@ def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "real_negative": negatives[: config.explain.shown],
         "sample_negative": _draw(nets, made, sick[0], jnp.zeros_like(sick[1])),
         "sample_positive": _draw(nets, made, *sick),
-        "path_images": path[0], "path_scores": path[1],
+        "path_images": path[0], "path_scores": path[1], "patients": test["patients"][rows],
         **{f"map.{name}": values.astype(np.float32) for name, values in every.items()},
         **{f"score.{name}.{metric}": values for name, table in scores.items()
            for metric, values in table.items()},
+        **{f"noise.{name}": values for name, values in shaken.items()},
     }
     storage.save_arrays(out / "explained.safetensors", arrays)
     right = int(np.sum(margins[rows] > 0))
@@ -153,37 +177,11 @@ def choose(positives: np.ndarray, margins: np.ndarray, count: int) -> np.ndarray
     return rows[:count]
 
 
-def find_codes(
-    config: ConfigDict, nets: train.Nets, frozen: Any, made: Any, header: Any, images: np.ndarray
-) -> invert.Codes:
-    """Codes of the images: from the encoder where there is one, then by optimisation."""
-    c = config.invert
-    recipe = invert.Recipe(c.num_steps, c.learning_rate, c.pixels, c.class_weight, c.prior,
-                           header["temperature"])
-    target = jnp.asarray(images)
-    keys = jax.random.split(_key(config, "invert"), c.restarts)
-    starts = [invert.published_start(key, len(images), nets.latent) for key in keys]
-    if header["encodes"]:
-        assert nets.encoder is not None
-        mean, _ = jax.jit(nets.encoder.apply)(made["encoder"], target)
-        first = invert.Codes(mean[:, : nets.latent[0]], mean[:, nets.latent[0] :], starts[0].loss)
-        # Further restarts keep the anatomy and draw another pathology.
-        starts = [first, *(s._replace(z1=first.z1) for s in starts[1:])]
-    start = jax.tree.map(lambda *parts: jnp.concatenate(parts), *starts)
-
-    @jax.jit
-    def run(generator: Any, judge: Any, target: jax.Array, start: invert.Codes) -> invert.Codes:
-        return invert.invert(
-            lambda a, b: nets.generator.apply(generator, a, b),
-            lambda x: losses.margin(nets.classifier.apply(judge, x)), target, start, recipe)
-
-    return run(made["generator"], frozen, target, start)
-
-
 def interpolation(
-    nets: train.Nets, frozen: Any, generator: Any, codes: invert.Codes, points: int, count: int
+    nets: train.Nets, frozen: Any, generator: Any, negative: tuple, positive: tuple, points: int,
+    count: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[points, count, ...]`` and probabilities from G(z1, 0) to G(z1, z2)."""
+    """Images ``[points, count, ...]`` and probabilities from the negative to the positive codes."""
 
     @jax.jit
     def run(judge: Any, made: Any, negative: jax.Array, positive: jax.Array) -> latent.Path:
@@ -192,32 +190,9 @@ def interpolation(
             lambda z: nets.generator.apply(made, z[:, : nets.latent[0]], z[:, nets.latent[0] :]),
             negative, positive, points)
 
-    positive = jnp.concatenate([codes.z1, codes.z2], -1)[:count]
-    negative = jnp.concatenate([codes.z1, jnp.zeros_like(codes.z2)], -1)[:count]
-    path = run(frozen, generator, negative, positive)
+    ends = (jnp.concatenate(end, -1)[:count] for end in (negative, positive))
+    path = run(frozen, generator, *ends)
     return np.asarray(path.images), np.asarray(jax.nn.sigmoid(path.scores))
-
-
-def make_classifier(net: ConfigDict) -> Any:
-    """The classifier of ``config.net``."""
-    if net.kind == "paper":
-        return models.BrainClassifier()
-    return models.Classifier(tuple(net.classifier))
-
-
-def make_nets(net: ConfigDict) -> train.Nets:
-    """The networks of ``config.net``; `kind` is "small" or "paper"."""
-    latent = (net.latent[0], net.latent[1])
-    widths, judge = tuple(net.generator), tuple(net.discriminator)
-    if net.kind == "paper":
-        return train.Nets(
-            models.PaperGenerator(widths, net.channels), models.PaperDiscriminator(),
-            make_classifier(net), None, latent)
-    if net.kind != "small":
-        raise ValueError(f"config.net.kind {net.kind!r}; known: small, paper")
-    return train.Nets(
-        models.Generator(net.size, widths, net.channels), models.Discriminator(judge),
-        make_classifier(net), models.Encoder(latent, judge), latent)
 
 
 def load(folder: Path, part: str) -> Arrays:

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from medical.statistics.checks import binary_labels, finite, same_length
+from medical.statistics.checks import binary_labels, binary_values, finite, same_length
 
 
 class Reliability(NamedTuple):
@@ -28,14 +29,23 @@ class Recalibration(NamedTuple):
 
     A calibrated model has intercept 0 and slope 1; a slope below 1 means over-confidence (Cox,
     "Two further applications of a model for binary regression", Biometrika 1958).
+
+    Attributes:
+      intercept: estimate; `intercept_interval` (low, high).
+      slope: estimate; `slope_interval` (low, high). Wald's intervals, of independent cases.
     """
 
     intercept: float
     slope: float
+    intercept_interval: tuple[float, float]
+    slope_interval: tuple[float, float]
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean squared difference of probability and label, both ``[n]`` (Brier 1950)."""
+    """Mean squared difference of probability and label, both ``[n]`` (Brier 1950).
+
+    Labels of one class only are allowed, here and in `reliability`.
+    """
     positive, p = _checked(labels, probabilities)
     return float(np.mean((p - positive) ** 2))
 
@@ -53,14 +63,16 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
 
 
 def recalibration(
-    labels: np.ndarray, probabilities: np.ndarray, iterations: int = 100
+    labels: np.ndarray, probabilities: np.ndarray, iterations: int = 100, level: float = 0.95
 ) -> Recalibration:
-    """Maximum likelihood fit by Newton's method.
+    """Maximum likelihood fit by Newton's method, with intervals of the given level.
 
     Raises:
+      SingleClassError: only one class occurs.
       ValueError: the classes are separated by the probabilities, so no finite fit exists.
     """
     positive, p = _checked(labels, probabilities)
+    binary_labels(positive)
     p = np.clip(p, 1e-12, 1 - 1e-12)
     logit = np.log(p / (1 - p))
     design = np.stack([np.ones_like(logit), logit], axis=1)
@@ -70,17 +82,21 @@ def recalibration(
     for _ in range(iterations):
         fitted = 1 / (1 + np.exp(-design @ beta))
         weight = fitted * (1 - fitted)
-        step = np.linalg.solve(design.T @ (design * weight[:, None]),
-                               design.T @ (positive - fitted))
+        information = design.T @ (design * weight[:, None])
+        step = np.linalg.solve(information, design.T @ (positive - fitted))
         beta += step
         if np.abs(step).max() < 1e-12:
-            return Recalibration(float(beta[0]), float(beta[1]))
+            spread = np.sqrt(np.diag(np.linalg.inv(information)))
+            half = stats.norm.ppf(0.5 + level / 2) * spread
+            ends = [(float(b - h), float(b + h)) for b, h in zip(beta, half, strict=True)]
+            return Recalibration(float(beta[0]), float(beta[1]), *ends)
     raise ValueError(f"recalibration did not converge in {iterations} iterations")
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    positive, p = binary_labels(labels), finite(probabilities, "probabilities")
-    same_length(positive, p)
+    positive, p = binary_values(labels), finite(probabilities, "probabilities")
+    if not same_length(positive, p):
+        raise ValueError("no labels")
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"probabilities lie in [0, 1], found {p.min():g} to {p.max():g}")
     return positive, p

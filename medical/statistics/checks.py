@@ -7,12 +7,11 @@ class SingleClassError(ValueError):
     """A statistic that contrasts classes was asked of a sample with one class only."""
 
 
-def binary_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels as booleans ``[n]``.
+def binary_values(labels: np.ndarray) -> np.ndarray:
+    """Labels as booleans ``[n]``; one class may be absent.
 
     Raises:
       ValueError: not one-dimensional, NaN, or values other than 0 and 1.
-      SingleClassError: only one of the two classes occurs.
     """
     values = finite(labels, "labels")
     if values.ndim != 1:
@@ -20,11 +19,22 @@ def binary_labels(labels: np.ndarray) -> np.ndarray:
     others = np.setdiff1d(values, (0, 1))
     if others.size:
         raise ValueError(f"binary labels are 0 and 1, found {others[0]:g}")
-    positive = values == 1
+    return values == 1
+
+
+def binary_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels as booleans ``[n]``, for statistics that contrast the two classes.
+
+    Raises:
+      ValueError: not one-dimensional, NaN, or values other than 0 and 1.
+      SingleClassError: only one of the two classes occurs.
+    """
+    positive = binary_values(labels)
     count = int(positive.sum())
     if count in (0, len(positive)):
         raise SingleClassError(
-            f"the area under the ROC curve is undefined: {count} positives among {len(positive)}"
+            f"undefined with one class (an area under the ROC curve, a recalibration): {count} "
+            f"positives among {len(positive)}"
         )
     return positive
 

@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from medical.statistics.checks import SingleClassError, class_labels, finite
+from medical.statistics.checks import (
+    SingleClassError,
+    binary_values,
+    class_labels,
+    finite,
+    same_length,
+)
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
@@ -40,8 +46,13 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     Args:
       labels: boolean or 0/1 ``[n]``.
       scores: ``[n]``.
+
+    Raises:
+      SingleClassError: only one class.
+      ValueError: NaN, other labels, or lengths that differ.
     """
-    positive = np.asarray(labels) == 1
+    positive, scores = binary_values(labels), finite(scores, "scores")
+    same_length(positive, scores)
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
         raise SingleClassError(f"{m} positives and {n} negatives: the area is undefined")

@@ -120,3 +120,39 @@ def test_a_step_trains_both(batch, wasserstein):
     assert all(np.isfinite(v) for v in metrics.values())
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, new.params)
     assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+@pytest.mark.parametrize(("made", "judge", "size", "channels", "flat"), [
+    (models.Generator(size=32, channels=3), models.AlexDiscriminator(), 32, 3, 4096),
+    (models.Generator((1024, 512, 256, 128, 64), 2, 128, 3), models.Discriminator(classes=2), 128,
+     3, 131_072)])
+def test_published_shapes_of_larger_images(made, judge, size, channels, flat):
+    z, labels = jax.ShapeDtypeStruct((2, 100), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    variables = jax.eval_shape(made.init, jax.random.key(0), z, labels)
+    image = jax.eval_shape(made.apply, variables, z, labels)
+    assert image.shape == (2, size, size, channels)
+    shapes = jax.eval_shape(judge.init, jax.random.key(0), image)
+    assert shapes["params"]["class"]["kernel"].shape == (flat, made.classes)
+    if size == 32:
+        assert shapes["params"]["class_dense0"]["kernel"].shape == (256 * 2 * 2, 4096)
+
+
+def test_layers_that_do_not_lead_to_a_size():
+    with pytest.raises(ValueError, match="3 layers lead from 4 to 32 pixels .* not to 64"):
+        models.kernels_of(64, 3)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
+def test_a_trunk_with_dropout_trains_in_colour():
+    images = jnp.asarray(RNG.uniform(-1, 1, (4, 32, 32, 3)), jnp.float32)
+    batch = {"image": images, "label": jnp.asarray([0, 1, 1, 0])}
+    generator = models.Generator((8, 8, 8), 2, 32, 3)
+    discriminator = models.AlexDiscriminator((4, 4, 8, 8, 8), 8, 2)
+    recipe = train.Recipe(latent=5)
+    state = train.init(generator, discriminator, recipe, images, jax.random.key(0))
+    step = jax.jit(train.make_train_step(generator, discriminator, recipe))
+    new, metrics = step(state, batch, jax.random.key(1))
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, new.params)
+    assert np.mean(jax.tree.leaves(moved)) > 0.9
+    _, other = step(state, batch, jax.random.key(2))
+    assert float(other["loss"]) != float(metrics["loss"])  # other units are dropped

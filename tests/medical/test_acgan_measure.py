@@ -86,7 +86,10 @@ def test_calibration_error():
     # Probability 0.8 and right in three of four.
     logits = np.log(np.array([[0.8, 0.2]] * 4))
     assert evaluate.calibration_error(logits, np.array([0, 0, 0, 1])) == pytest.approx(0.05)
-    assert evaluate.calibration_error(logits, np.zeros(4, int)) is None
+    # All right, or all wrong: the error is the doubt, or the confidence.
+    sure = evaluate.softmax(logits.astype(float)).max(-1).mean()
+    assert evaluate.calibration_error(logits, np.zeros(4, int)) == pytest.approx(1 - sure)
+    assert evaluate.calibration_error(logits, np.ones(4, int)) == pytest.approx(sure)
 
 
 def test_checks_hold_or_not():

@@ -71,7 +71,8 @@ def test_from_table_to_report(tmp_path, capsys):
     (dict(per_class=()), "none may be empty"),
     (dict(population="pmap"), "config.population 'pmap'; known"),
     (dict(samples=1), "config.samples is 1"),
-    (dict(data=dict(size=32)), "config.data.size is 32"),
+    (dict(data=dict(size=64)), "size 64: 3 layers lead from 4 to 32 pixels"),
+    (dict(net=dict(trunk="vgg")), "config.net.trunk 'vgg'; known: dcgan, alexnet"),
     (dict(schedule=dict(eval_every=3)), "not a positive multiple"),
 ])
 def test_settings_that_cannot_be_run(tmp_path, changes, message):

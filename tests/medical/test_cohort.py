@@ -10,7 +10,7 @@ from PIL import Image
 from common import config as config_lib
 from common import storage
 from common.config import ConfigError
-from medical.data.studies import StudyError
+from medical.data.studies import PatientLeakError, StudyError
 from medical.medxgan import cohort, experiment
 
 
@@ -69,3 +69,22 @@ def test_mistakes_are_named(tmp_path):
     config.data.table = str(table)
     with pytest.raises(ConfigError, match="'shortcut' is drawn into phantoms only"):
         experiment.run(config, tmp_path / "run")
+
+
+def test_parts_of_a_table(tmp_path):
+    table = write(tmp_path)
+    lines = table.read_text().splitlines()
+    parts = [("train", "validation", "test")[i // 2 % 3] for i in range(40)]
+    rows = [f"{line},{part}" for line, part in zip(lines[1:], parts, strict=True)]
+    table.write_text("\n".join([f"{lines[0]},part", *rows]))
+    cohort.draw(settings(table, part="part"), {}, tmp_path)
+    found = {p: storage.load_arrays(tmp_path / f"{p}.safetensors")[0] for p in cohort.PARTS}
+    assert [len(p["labels"]) for p in found.values()] == [14, 14, 12]
+    assert not set(found["train"]["patients"]) & set(found["test"]["patients"])
+    table.write_text(table.read_text().replace("1.png,p0,pneumonia,train",
+                                               "1.png,p0,pneumonia,test"))
+    with pytest.raises(PatientLeakError, match="1 patients are in both 'train' and 'test'"):
+        cohort.draw(settings(table, part="part"), {}, tmp_path)
+    table.write_text(table.read_text().replace("1.png,p0,pneumonia,test", "1.png,p0,pneumonia,x"))
+    with pytest.raises(StudyError, match="line 3: 'part' is 'x'; known: train, validation, test"):
+        cohort.draw(settings(table, part="part"), {}, tmp_path)

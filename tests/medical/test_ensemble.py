@@ -41,7 +41,7 @@ def test_the_plain_mean_takes_part(members):
 def test_combine(members):
     _, p = members
     np.testing.assert_allclose(ensemble.combine(np.eye(5)[2], p), p[2])
-    for wrong in (np.ones(5), np.array([2.0, -1, 0, 0, 0]), np.full(4, 0.25)):
+    for wrong in (np.ones(5), np.array([2.0, -1, 0, 0, 0]), np.full(4, 0.25), np.full(5, np.nan)):
         with pytest.raises(ValueError, match="weights"):
             ensemble.combine(wrong, p)
 

@@ -26,7 +26,7 @@ def inputs(tmp_path_factory):
     complete = np.arange(N) % 6 != 0
     (root / "cohort").mkdir()
     storage.save_arrays(root / "cohort" / "test.safetensors",
-                        {"labels": labels, "complete": complete})
+                        {"labels": labels, "complete": complete, "patients": np.arange(N) // 2})
     absence = {"p": 0.001, "strength": 0.3, "share": {"0": 0.1, "1": 0.1, "2": 0.4}}
     storage.save_json(root / "cohort" / "cohort.json", {
         "classes": ["low", "intermediate", "high"], "unreadable": [["a.png", "no"]],
@@ -131,7 +131,8 @@ def test_the_report_says_it(results, inputs, tmp_path):
     report.report(config, stages, tmp_path)
     page = (tmp_path / "report.html").read_text()
     for text in ("not for diagnosis", "SUPPORT2", "Absence is informative", "Collapsed",
-                 "1 images could not be read", "logistic regression on the variables"):
+                 "1 images could not be read", "Several rows of one patient",
+                 "logistic regression on the variables"):
         assert text in page
     assert {p.name for p in tmp_path.iterdir()} == {
         "report.html", "accuracy.png", "auc.png", "maps.png"}

@@ -104,6 +104,12 @@ def test_an_unreadable_image_is_counted(tmp_path, capsys):
     (None, {"names": ("age", "weight")}, StudyError, "no column 'weight', it has file"),
     (broken(1, part="exam"), {"part": "part"}, StudyError, "'part' is 'exam'; known: train"),
     (broken(45, patient="p1"), {"part": "part"}, PatientLeakError, "1 patients are in both"),
+    (broken(45, patient="p1 "), {"part": "part"}, PatientLeakError, "1 patients are in both"),
+    (broken(45, file="2.png"), {}, StudyError,
+     "line 47: file '2.png' belongs to the patients 'p2' and 'p45'"),
+    (lambda lines: [line.update(age="", sex="", file=f"{line['patient'][1:]}.png")
+                    for line in lines[41::3]], {"part": "part"},
+     StudyError, "nobody with image and variables of part 'test' has level 'high'"),
     (broken(45, sex="x"), {"part": "part"}, VariableError, "'sex': category 'x' does not occur"),
     (lambda lines: [line.update(level="low") for line in lines[40:]], {"part": "part"},
      StudyError, "nobody of part 'test' has level 'intermediate'"),

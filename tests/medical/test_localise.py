@@ -103,3 +103,13 @@ def test_bad_maps_are_refused():
         localise.iou(np.ones((4, 6, 6)), MASKS.astype(int))
     np.testing.assert_array_equal(
         localise.magnitude(np.array([[[[1.0, -2.0]]]])), [[[3.0]]])
+
+
+def test_equal_values_are_deleted_all_over_the_image():
+    """A map that ranks nothing loses its score evenly, wherever in the image the score is."""
+    images = jnp.ones((1, 16, 16, 1))
+    flat = np.zeros((1, 16, 16))
+    for rows in (slice(0, 4), slice(12, 16)):
+        deletion, insertion = localise.deletion_insertion(
+            lambda x, rows=rows: jnp.mean(x[:, rows], axis=(1, 2, 3)), images, flat, 0 * images)
+        np.testing.assert_allclose([deletion[0], insertion[0]], 0.5, atol=0.1)

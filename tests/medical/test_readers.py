@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from skimage import exposure
 
-from medical.data import dicom, lung_crop, nifti, pieces, studies
+from medical.data import contrast, dicom, nifti, pieces, studies
 
 
 def write_dicom(path, pixels: np.ndarray, **tags) -> None:
@@ -56,6 +57,45 @@ def test_monochrome1_is_inverted(tmp_path):
     np.testing.assert_allclose(plain.image, PIXELS / 300, atol=1e-6)
     np.testing.assert_allclose(inverted.image, 1 - PIXELS / 300, atol=1e-6)
     assert inverted.inverted
+
+
+def test_windows_of_other_shapes(tmp_path):
+    """PS3.3 C.11.2.1.3: exactly linear between centre - width / 2 and centre + width / 2, or an
+    S."""
+    tags = {"WindowCenter": 150, "WindowWidth": 200}
+    write_dicom(tmp_path / "a.dcm", PIXELS, VOILUTFunction="LINEAR_EXACT", **tags)
+    np.testing.assert_allclose(dicom.read(tmp_path / "a.dcm").image, [[0, 0.25], [0.75, 1]],
+                               atol=1e-6)
+    write_dicom(tmp_path / "b.dcm", PIXELS, VOILUTFunction="SIGMOID", **tags)
+    expected = 1 / (1 + np.exp(-4 * (PIXELS - 150.0) / 200))
+    np.testing.assert_allclose(dicom.read(tmp_path / "b.dcm").image, expected, atol=1e-6)
+    write_dicom(tmp_path / "c.dcm", PIXELS, VOILUTFunction="CUBIC", **tags)
+    with pytest.raises(dicom.DicomError, match="c.dcm: window of shape 'CUBIC'; known: LINEAR"):
+        dicom.read(tmp_path / "c.dcm")
+    write_dicom(tmp_path / "d.dcm", PIXELS, VOILUTFunction="SIGMOID", WindowCenter=1, WindowWidth=0)
+    with pytest.raises(dicom.DicomError, match="window width 0 is not larger than 0"):
+        dicom.read(tmp_path / "d.dcm")
+
+
+def test_a_table_in_place_of_the_slope(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4, 0, 16]
+    table.LUTData = np.array([0, 1000, 50, 2000], "<u2").tobytes()
+    table.ModalityLUTType = "US"
+    write_dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint16), WindowCenter=1000.5,
+                WindowWidth=2001, ModalityLUTSequence=pydicom.Sequence([table]))
+    np.testing.assert_allclose(dicom.read(tmp_path / "a.dcm").image, [[0, 0.5], [0.025, 1]],
+                               atol=1e-6)
+
+
+def test_grey_scales_that_contradict(tmp_path):
+    tags = {"WindowCenter": 150.5, "WindowWidth": 301, "PresentationLUTShape": "INVERSE"}
+    write_dicom(tmp_path / "a.dcm", PIXELS, **tags)
+    with pytest.raises(dicom.DicomError, match="a.dcm: MONOCHROME2 says that large values are br"):
+        dicom.read(tmp_path / "a.dcm")
+    # As DX images have it: the two say the same.
+    write_dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation="MONOCHROME1", **tags)
+    np.testing.assert_allclose(dicom.read(tmp_path / "b.dcm").image, 1 - PIXELS / 300, atol=1e-6)
 
 
 def test_percentiles_where_there_is_no_window(tmp_path):
@@ -202,6 +242,45 @@ def test_bad_tables_are_named(folder):
         studies.read(path, 2)
 
 
+def test_names_are_read_without_spaces(folder):
+    """"a " and "a" are one patient, "ill " and "ill" one class: else a split would leak."""
+    path = folder / "studies.csv"
+    path.write_text("file,patient,label\n0.png,a ,ill\n 1.png,a,ill \n2.png, b,well\n")
+    found = studies.read(path, 2)
+    assert found.patients.tolist() == ["a", "a", "b"] and found.classes == ("ill", "well")
+    assert found.files == ("0.png", "1.png", "2.png")
+
+
+def test_files_that_are_no_tables(folder):
+    path = folder / "studies.csv"
+    path.write_bytes("file,patient,label\n0.png,M\xfcller,ill\n".encode("latin-1"))
+    with pytest.raises(studies.StudyError, match="studies.csv: not a CSV table in UTF-8"):
+        studies.read(path, 2)
+    path.write_text("file,patient,label,label\n0.png,a,x,y\n")
+    with pytest.raises(studies.StudyError, match="two columns are called 'label'"):
+        studies.read(path, 2)
+    path.write_text("file,patient,label\n0.png,a,x\n1.png,b,y\n0.png,b,y\n")
+    with pytest.raises(studies.StudyError, match="line 4: file '0.png' belongs to .* 'a' and 'b'"):
+        studies.read(path, 2)
+
+
+def test_contrast(folder):
+    random = np.random.default_rng(0)
+    dull = (0.4 + 0.1 * random.random((64, 64))).astype(np.float32)
+    assert contrast.apply(dull, "none") is dull
+    flat = contrast.apply(dull, "equalised")
+    assert abs(np.mean(flat < 0.5) - 0.5) < 0.01
+    local = contrast.apply(dull, "clahe")
+    assert local.dtype == np.float32 and local.min() >= 0 and local.max() <= 1
+    np.testing.assert_allclose(local, exposure.equalize_adapthist(dull), atol=1e-6)
+    with pytest.raises(ValueError, match="contrast 'sharp'; known: none, equalised, clahe"):
+        contrast.apply(dull, "sharp")
+    Image.fromarray((255 * dull).astype(np.uint8)).save(folder / "0.png")
+    plain, changed = (studies.read(folder / "studies.csv", 64, contrast=name).images[0]
+                      for name in ("none", "clahe"))
+    assert changed.std() > 2 * plain.std()
+
+
 def test_a_split_keeps_patients_whole():
     patients = np.repeat(np.arange(50), 4)
     parts = studies.split(patients, {"train": 0.7, "test": 0.3}, np.random.default_rng(0))
@@ -224,56 +303,3 @@ def test_images_of_one_patient_are_recognised():
     article = "1-s2.0-S1684118220300682-main.pdf-003-b2.png"
     assert pieces.patient_of(article) == pieces.patient_of(article.replace("003-b2", "002-a1"))
     assert pieces.patient_of("f6d980a0.jpg") == "f6d980a0"
-
-
-def lungs(*boxes: tuple[int, int, int, int]) -> np.ndarray:
-    """A mask of 256 pixels with rectangles (top, bottom, left, right)."""
-    mask = np.zeros((256, 256), bool)
-    for top, bottom, left, right in boxes:
-        mask[top:bottom, left:right] = True
-    return mask
-
-
-SPINE = np.zeros((256, 256))
-SPINE[:, 128] = 1
-LEFT, RIGHT = (60, 200, 40, 110), (60, 200, 146, 216)
-
-
-def test_a_crop_around_two_lungs():
-    found = lung_crop.lung_crop(lungs(LEFT, RIGHT), SPINE)
-    assert (found.parts, found.mirrored) == (2, False)
-    # Columns 40 - 8 to 216 + 8 are wider than the rows: the square takes their length.
-    assert (found.left, found.side, found.top) == (32, 192, 34)
-    assert found.of(SPINE).shape == (192, 192)
-
-
-def test_one_lung_is_mirrored_about_the_spine():
-    for box in (LEFT, RIGHT):
-        found = lung_crop.lung_crop(lungs(box), SPINE)
-        assert (found.parts, found.mirrored) == (1, True)
-        assert found.left <= 40 and found.left + found.side >= 216
-    both = lung_crop.lung_crop(lungs((60, 120, 40, 110), (130, 200, 40, 110)), SPINE)
-    assert (both.parts, both.mirrored) == (2, True)
-
-
-def test_no_lung_and_specks():
-    wide = np.zeros((256, 200), bool)
-    found = lung_crop.lung_crop(wide, np.zeros(wide.shape))
-    assert found == (28, 0, 200, 0, False)
-    specks = lungs((10, 20, 10, 20))
-    assert lung_crop.lung_crop(specks, SPINE).parts == 0
-    kept = lung_crop.lung_crop(specks | lungs(LEFT, RIGHT), SPINE)
-    assert kept == lung_crop.lung_crop(lungs(LEFT, RIGHT), SPINE)
-    with pytest.raises(ValueError, match="boolean"):
-        lung_crop.lung_crop(np.zeros((4, 4)), np.zeros((4, 4)))
-
-
-def test_crops_are_squares_inside_the_image():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        top, left = rng.integers(0, 200, 2)
-        mask = lungs((top, min(top + 90, 256), left, min(left + 60, 256)))
-        found = lung_crop.lung_crop(mask, rng.random((256, 256)))
-        assert found.top >= 0 and found.left >= 0
-        assert found.top + found.side <= 256 and found.left + found.side <= 256
-        assert found.of(mask).any()

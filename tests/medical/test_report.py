@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from common import storage
-from medical.medxgan import evaluate, maps, measure, report
+from medical.medxgan import evaluate, maps, measure, noise, report
 
 SIZE, COUNT = 8, 5
 
@@ -26,7 +26,12 @@ def write_case(root, case: str, failed: list[str], seed: int, known: bool = True
         "images": images, "positive": images, "negative": -images, "masks": masks,
         "real_negative": images, "sample_negative": images, "sample_positive": images,
         "path_images": np.stack([images] * 3), "path_scores": np.full((3, COUNT), 0.5),
+        "patients": 10 * seed + np.arange(COUNT) // 2,
     }
+    for name in noise.MAPS:
+        arrays |= {f"noise.{name}.0.area": np.full(2, 0.1),
+                   f"noise.{name}.0.05.area": np.full(2, 0.2),
+                   f"noise.{name}.0.05.rank": np.array([0.5, 0.7]) + seed / 10}
     for i, name in enumerate(maps.TITLES):
         if not known and name in ("prior", "oracle"):
             continue
@@ -70,13 +75,17 @@ def test_tables_and_report(tmp_path, failed):
         assert value == pytest.approx((lig - cam) / 20)
     assert set(results["controls"]) == {"shortcut-0"}
     assert set(results["by_seed"]) == {"true-0", "true-1"}
+    assert results["patients"] == 6
+    shaken = results["noise"]["lig"]
+    assert set(shaken) == {"0", "0.05"} and set(shaken["0"]) == {"area"}
+    assert shaken["0.05"]["rank"]["mean"] == pytest.approx(0.65)
 
     page = tmp_path / "report"
     page.mkdir()
     inputs["measure"] = out
     report.report(ConfigDict({"source": "chest phantoms"}), inputs, page)
     text = (page / "report.html").read_text()
-    assert "not for diagnosis" in text
+    assert "not for diagnosis" in text and "rank correlation" in text
     assert ("Unreliable explanations" in text) is bool(failed)
     for name in ("explanations", "explanations_shortcut_0", "interpolation", "samples"):
         assert (page / f"{name}.png").is_file()

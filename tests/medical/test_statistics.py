@@ -194,3 +194,26 @@ def test_calibration_of_known_models():
         calibration.recalibration([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
     with pytest.raises(ValueError, match="lie in"):
         calibration.brier([0, 1], [0.5, 1.5])
+
+
+def test_calibration_of_one_class():
+    """A sample of one class has a Brier score and a calibration error, but no recalibration."""
+    sure = np.array([0.9, 0.8, 1.0])
+    assert calibration.brier(np.ones(3), sure) == pytest.approx(0.05 / 3)
+    found = calibration.reliability(np.ones(3), sure)
+    assert found.error == pytest.approx(0.1) and found.cases.sum() == 3
+    with pytest.raises(SingleClassError, match="recalibration.*3 positives among 3"):
+        calibration.recalibration(np.ones(3), sure)
+    with pytest.raises(ValueError, match=r"labels\[1\] is nan"):
+        calibration.brier([0, np.nan], [0.5, 0.5])
+    with pytest.raises(ValueError, match="no labels"):
+        calibration.reliability([], [])
+
+
+def test_areas_of_bad_scores():
+    with pytest.raises(ValueError, match=r"scores\[1\] is nan"):
+        multiclass.auc([0, 1, 1], [0.1, np.nan, 0.3])
+    with pytest.raises(ValueError, match="labels are 0 and 1, found 2"):
+        multiclass.auc([0, 1, 2], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="different lengths"):
+        multiclass.auc([0, 1], [0.1, 0.2, 0.3])

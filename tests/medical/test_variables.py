@@ -79,3 +79,12 @@ def test_support2_is_whole():
     # The variables tell the level: the sickest have the lower blood pressure.
     pressure = patients.columns["num_meanbp"]
     assert np.nanmean(pressure[patients.labels == 2]) < np.nanmean(pressure[patients.labels == 0])
+
+
+def test_a_constant_with_rounding_is_a_constant():
+    """The deviation of 0.1 three times is 1e-17, not 0: another value must not become thousands."""
+    same = np.full(3, 0.1)
+    assert 0 < same.std() < 1e-16
+    encoder = variables.fit({"dose": same})
+    np.testing.assert_allclose(encoder.transform({"dose": same}), 0, atol=1e-6)
+    np.testing.assert_allclose(encoder.transform({"dose": same + 0.5}), 0.5, rtol=1e-6)
