@@ -10,9 +10,10 @@ over batch and positions of all pairs of units, layer by layer, as the published
 
 Rows: `published port` (score of the published code), `reference` (the same score here), `exact`
 (Pearson, all sums). Each runs in a process of its own, so that the peak memory is its own:
-`memory` is the growth of the process's peak over its size before the first batch. `floor` is the
-operations of the products alone, 2 units units cells images on the smaller of both grids, at the
-rate that this machine reaches for one large float32 product of matrices. `agree` is the largest
+`memory` is the growth of the process's peak over its size before the first batch. `processor` is
+the time of all threads, which other programs beside it disturb less than the wall clock. `floor` is
+the operations of the products alone, 2 units units cells images on the smaller of both grids, at
+the rate that this machine reaches for one large float32 product of matrices. `agree` is the largest
 difference of this side's reference score from the port's.
 
 Shapes are those of the networks; values are random, rectified where the network rectifies.
@@ -168,15 +169,20 @@ def measure(options) -> dict:
     batch, table = side[options.side](rows, columns, options)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     batch()
-    times = []
+    times, processor = [], []
     for _ in range(options.repeats):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         batch()
         times.append(time.perf_counter() - start)
+        processor.append(time.process_time() - used)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if options.table:
         np.save(options.table, table(1 + options.repeats))
-    return {"seconds": statistics.median(times), "memory": (after - before) / 2**20}
+    return {
+        "seconds": statistics.median(times),
+        "processor": statistics.median(processor),
+        "memory": (after - before) / 2**20,
+    }
 
 
 def child(options, side: str, table: str = "") -> dict:
@@ -214,12 +220,14 @@ def main() -> None:
     speed = child(options, "floor")["rate"]
     floor = operations(PAIRS[options.pair], options.images) / speed
     print(f"{options.pair}, {options.images} images a batch, median of {options.repeats}")
-    print(f"{'':16} {'s a batch':>10} {'images/s':>9} {'speed-up':>9} {'memory':>9}")
-    base = found["published port"]["seconds"]
+    print(f"{'':16} {'s a batch':>10} {'images/s':>9} {'speed-up':>9} {'processor':>10} "
+          f"{'speed-up':>9} {'memory':>9}")
+    base, cpu = (found["published port"][key] for key in ("seconds", "processor"))
     for side, value in found.items():
         print(
             f"{side:16} {value['seconds']:10.3f} {options.images / value['seconds']:9.2f} "
-            f"{base / value['seconds']:8.1f}x {value['memory']:6.2f} GB"
+            f"{base / value['seconds']:8.1f}x {value['processor']:10.3f} "
+            f"{cpu / value['processor']:8.1f}x {value['memory']:6.2f} GB"
         )
     print(f"{'floor':16} {floor:10.3f} {options.images / floor:9.2f} {base / floor:8.1f}x "
           f"  at {speed / 1e9:.0f} GFLOP/s")

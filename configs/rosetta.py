@@ -5,6 +5,9 @@ Command:  python launch.py --config=configs/rosetta.py
 Cost and numbers: rosetta/README.md.
 Variants: smoke (CI), fashion (five small networks, each trained here under another supervision, on
           Fashion-MNIST), imagenet (the paper's networks, from checkpoints that you have).
+Networks: of packages (lite0, lite1, vgg16, alexnet, faces), of your checkpoints (resnet50,
+          dino_resnet50, dino_vits16, dino_vitb16, dino_vitb8, mae_vitb16, clip_resnet50; a file or
+          hub id in mine.paths), or your own as MODULE:FUNCTION or FILE.py:FUNCTION (zoo/own.py).
 """
 
 from ml_collections import ConfigDict
@@ -17,15 +20,36 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seed = 0
     config.mine = ConfigDict(
         dict(
-            zoo="packages",
+            zoo="given",  # or fashion, trained in the run
             models=("lite0", "vgg16", "alexnet", "faces"),
             sizes=(224, 112, 224, 150),  # pixels that each network sees
             images=512,
             batch=16,
             permutations=4,  # tables with exchanged images
             twins=1,  # untrained twins of each network
+            rows=0,  # generator units a pass; 0: all. Bounds memory, costs passes
+            keep=10,  # best partners of every unit that are kept
         )
     )
+    config.mine.generator = ConfigDict(
+        dict(
+            # dcgan, biggan, stylegan_xl, stylegan2, stylegan3t, stylegan3r, or your own
+            network="dcgan",
+            path="",
+            size=256,  # pixels
+            label=207,  # class, of BigGAN and StyleGAN-XL
+            psi=0.7,  # truncation, of StyleGAN2 and StyleGAN-XL
+            space="z",  # or w, w+: of the latents that inversion and edits change, of StyleGANs
+            crop=False,  # takes the margins off the maps of StyleGAN3 and StyleGAN-XL
+        )
+    )
+    config.mine.paths = ConfigDict(
+        dict.fromkeys(
+            ("resnet50", "dino_resnet50", "dino_vits16", "dino_vitb16", "dino_vitb8", "mae_vitb16",
+             "clip_resnet50"),
+            "",
+        )
+    )  # fmt: skip
     config.match = ConfigDict(
         dict(
             rule="asymmetric",  # best_buddies, asymmetric (the published 1 and k) or symmetric
@@ -34,12 +58,19 @@ def get_config(variant: str = "") -> ConfigDict:
             links=1,  # nearest neighbours that make a concept
         )
     )
+    config.reference = False  # also the published code's score, in two more passes
     config.show = ConfigDict(dict(pool=64, matches=8, entries=12, concepts=10))
-    config.guide = ConfigDict(dict(pairs=64))  # most best buddies of each network that guide
+    config.guide = ConfigDict(
+        dict(
+            pairs=64,  # most best buddies of each network that guide
+            most=0,  # latents that are optimised together; 0: all. Bounds memory
+        )
+    )
     config.invert = ConfigDict(
         dict(
             images=6,  # generated ones, not mined
             photographs=6,
+            folder="",  # of your images
             tries=64,  # random latents of which the best is the start
             steps=200,
             rate=0.05,
@@ -93,14 +124,12 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.invert.update(dict(images=8, photographs=0, steps=300))
     elif variant == "imagenet":
-        # The published pipeline: 1,600 images of class 207. The tables need 40 GB; see the README.
+        # The published pipeline: 1,600 images of class 207, in six passes; see the README.
         names = ("resnet50", "mae_vitb16", "dino_resnet50", "dino_vitb16", "clip_resnet50")
-        config.mine.update(dict(zoo="files", models=names, sizes=(224,) * 5))
+        config.mine.update(dict(models=names, sizes=(224,) * 5, rows=4096))
         config.mine.update(dict(images=1600, batch=8, permutations=1, twins=0))
-        config.mine.paths = ConfigDict({name: "" for name in names})
-        config.mine.generator = ConfigDict(
-            dict(network="biggan", path="", size=256, label=207, psi=0.7)
-        )
+        config.mine.generator.network = "biggan"
+        config.guide.most = 8
         config.invert.photographs = 0
     elif variant:
         raise ValueError(

@@ -7,33 +7,58 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from common import sharding, storage
-from rosetta import context, matching, significance, stream, tables
+from common import distributed, sharding, storage
+from rosetta import context, matching, mined, significance, stream
 from rosetta.matching import Dictionary, Pairs
-from rosetta.neighbours import Neighbours, nearest
-from rosetta.state import MiningState, Plan
+from rosetta.mined import Mined
+from rosetta.neighbours import Neighbours
 
-__all__ = ["assess", "dictionary", "match", "mine"]
+__all__ = ["RULES", "assess", "dictionary", "match", "mine"]
+
+RULES = ("best_buddies", "asymmetric", "symmetric")
 
 Inputs = dict[str, pathlib.Path]
 
 
 def mine(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
-    """Stage: one pass over the images; leaves ``plan.json`` and ``sums.safetensors``."""
+    """Stage: passes over the images, one for each block of the generator's units.
+
+    Leaves ``mined.safetensors`` (see `rosetta.mined`) and, of a single pass, all sums as
+    ``sums.safetensors``. An interrupted stage continues within a pass, and keeps finished blocks.
+    """
     networks = context.zoo(config, inputs.get("train"))
     plan = context.plan_of(networks, config.permutations, config.seed)
     mesh = mesh_for(config.batch, config.permutations)
-    context.save_plan(out / "plan.json", plan)
-    stream.mine(
-        plan,
-        networks.generator,
-        networks.all,
-        config.images // config.batch,
-        config.batch,
-        config.seed,
-        out / "sums.safetensors",
-        mesh,
-    )
+    blocks = mined.row_blocks(plan, config.rows)
+    alone = len(blocks) == 1
+    run = stream.maps_of(networks.generator, networks.all)
+    for index, block in enumerate(blocks):
+        result = out / (context.MINED if alone else f"block{index}.safetensors")
+        sums = out / ("sums.safetensors" if alone else f"sums{index}.safetensors")
+        if not result.is_file():
+            if not alone:
+                print(f"mine: block {index + 1} of {len(blocks)}")
+            state = stream.mine(
+                block,
+                networks.generator,
+                networks.all,
+                config.images // config.batch,
+                config.batch,
+                config.seed,
+                sums,
+                mesh,
+                run=run,
+            )
+            state = stream.whole(state)
+            if distributed.is_main():
+                mined.save(result, mined.reduced(block, state, config.keep))
+            del state
+        distributed.barrier(f"mined:{index}")
+        if not alone and distributed.is_main():
+            sums.unlink(missing_ok=True)
+    if not alone and distributed.is_main():
+        parts = [mined.load(out / f"block{index}.safetensors") for index in range(len(blocks))]
+        mined.save(out / context.MINED, mined.joined(plan, parts))
 
 
 def mesh_for(batch: int, permutations: int) -> Mesh | None:
@@ -58,7 +83,7 @@ def match(near: Neighbours, rule: str, k: int) -> Pairs:
         return matching.best_buddies(near)
     if rule in ("asymmetric", "symmetric"):
         return getattr(matching, rule)(near, k)
-    raise ValueError(f"rule {rule!r}; there are best_buddies, asymmetric and symmetric")
+    raise ValueError(f"rule {rule!r}; there are {', '.join(RULES)}")
 
 
 def assess(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
@@ -68,29 +93,29 @@ def assess(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     and ``scores.safetensors`` ("network/rule" -> scores of its matches, also for untrained twins
     and "network!permutation").
     """
-    plan, state = context.load_mined(inputs["mine"])
-    anchor = plan.pairs[0][0]
+    found = context.load_mined(inputs["mine"])
+    anchor, permutations = found.anchor, found.plan.permutations
     units: dict[str, np.ndarray] = {}
     scores: dict[str, np.ndarray] = {}
 
     def record(name: str, near: Neighbours) -> None:
-        for rule in ("best_buddies", "asymmetric", "symmetric"):
+        for rule in RULES:
             scores[f"{name}/{rule}"] = match(near, rule, config.k).scores
 
-    for name, twins in context.anchor_pairs(plan).items():
+    for name, twins in context.anchor_pairs(found.plan).items():
         pair = (anchor, name)
-        near = nearest(plan, state, pair, config.k)
+        near = found.nearest(pair, config.k)
         record(name, near)
         maxima = []
-        for index in range(plan.permutations):
-            null = nearest(plan, state, pair, config.k, index)
+        for index in range(permutations):
+            null = found.nearest(pair, config.k, index)
             record(f"{name}!{index}", null)
             maxima.append(null.row_scores[:, 0])
         result = significance.permutation_test(near.row_scores[:, 0], np.stack(maxima))
         units |= {f"{name}/{k}": getattr(result, k) for k in ("p", "q", "excess")}
         units[f"{name}/best"] = near.row_scores[:, 0]
         for twin in twins:
-            record(twin, nearest(plan, state, (anchor, twin), config.k))
+            record(twin, found.nearest((anchor, twin), config.k))
     storage.save_arrays(out / "tests.safetensors", units)
     storage.save_arrays(out / "scores.safetensors", scores)
 
@@ -101,17 +126,18 @@ def dictionary(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     Leaves ``matches.safetensors`` ("network/{rows,columns,scores}"), ``dictionary.safetensors``
     (anchors, partners, scores, concepts) and ``results.json``.
     """
-    plan, state = context.load_mined(inputs["mine"])
+    run = context.load_mined(inputs["mine"])
+    plan = run.plan
     units, _ = storage.load_arrays(inputs["significance"] / "tests.safetensors")
     scores, _ = storage.load_arrays(inputs["significance"] / "scores.safetensors")
-    anchor, groups = plan.pairs[0][0], context.anchor_pairs(plan)
-    matches = {name: _matched(plan, state, name, config) for name in groups}
+    groups = context.anchor_pairs(plan)
+    matches = {name: _matched(run, name, config) for name in groups}
     accepted = {name: units[f"{name}/q"] <= config.rate for name in groups}
     significant = {
         name: pairs.keep(accepted[name][pairs.rows]) for name, pairs in matches.items()
     }
     found = matching.intersect(significant)
-    own = nearest(plan, state, (anchor, anchor), config.k)
+    own = run.nearest((run.anchor, run.anchor), config.links)
     labels = matching.concepts(found.anchors, own, config.links)
     storage.save_arrays(
         out / "matches.safetensors",
@@ -132,26 +158,27 @@ def dictionary(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         {"models": found.models},
     )
     results = {
-        "images": int(state.images),
+        "images": run.images,
         "permutations": plan.permutations,
         "rate": config.rate,
         "rule": config.rule,
         "k": config.k,
         "units": {layout.name: len(layout) for layout in plan.layouts},
         "constant_units": {
-            layout.name: len(tables.constant_units(plan, state, layout.name))
-            for layout in plan.layouts
+            layout.name: len(run.constant_units(layout.name)) for layout in plan.layouts
         },
         "networks": {
-            name: _counts(name, groups[name], plan.permutations, scores, accepted[name])
+            name: _counts(
+                name, groups[name], plan.permutations, scores, accepted[name], config.rate
+            )
             | {"significant_matches": len(significant[name])}
             for name in groups
         },
         "dictionary": _summary(found, labels)
         | {
             "before_test": len(matching.intersect(matches)),
-            "exchanged_images": _null_sizes(plan, state, config, list(groups)),
-            "untrained": _twin_sizes(plan, state, config, groups),
+            "exchanged_images": _null_sizes(run, config, list(groups)),
+            "untrained": _twin_sizes(run, config, groups),
         },
     }
     storage.save_json(out / "results.json", results)
@@ -163,10 +190,15 @@ def _counts(
     permutations: int,
     scores: dict[str, np.ndarray],
     accepted: np.ndarray,
+    rate: float,
 ) -> dict[str, Any]:
-    """Numbers of matches of a network under each rule, beside those of its nulls."""
+    """Numbers of matches of a network under each rule, beside those of its nulls.
+
+    "beyond_exchanged" and "beyond_untrained" are the matches whose score stands out from those of a
+    null at a false-discovery rate (`significance.q_values`).
+    """
     result: dict[str, Any] = {"significant_units": int(accepted.sum())}
-    for rule in ("best_buddies", "asymmetric", "symmetric"):
+    for rule in RULES:
         own = scores[f"{name}/{rule}"]
         exchanged = [scores[f"{name}!{index}/{rule}"] for index in range(permutations)]
         untrained = [scores[f"{twin}/{rule}"] for twin in twins]
@@ -178,8 +210,15 @@ def _counts(
             "exchanged_images": float(np.mean([len(x) for x in exchanged])),
             "untrained": float(np.mean([len(x) for x in untrained])) if untrained else None,
             "untrained_mean_r": _mean(untrained),
+            "beyond_exchanged": _beyond(own, exchanged, rate),
+            "beyond_untrained": _beyond(own, untrained, rate) if untrained else None,
         }
     return result
+
+
+def _beyond(own: np.ndarray, null: list[np.ndarray], rate: float) -> int:
+    """Number of matches with a false-discovery rate of at most `rate` against null data sets."""
+    return int((significance.q_values(own, np.concatenate(null), len(null)) <= rate).sum())
 
 
 def _mean(parts: list[np.ndarray]) -> float | None:
@@ -195,27 +234,23 @@ def _summary(found: Dictionary, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _null_sizes(plan: Plan, state: MiningState, config: Any, names: list[str]) -> list[int]:
+def _null_sizes(run: Mined, config: Any, names: list[str]) -> list[int]:
     """Sizes of the dictionaries, untested, that each permutation gives."""
     return [
-        len(matching.intersect({name: _matched(plan, state, name, config, i) for name in names}))
-        for i in range(plan.permutations)
+        len(matching.intersect({name: _matched(run, name, config, index) for name in names}))
+        for index in range(run.plan.permutations)
     ]
 
 
-def _twin_sizes(
-    plan: Plan, state: MiningState, config: Any, groups: dict[str, list[str]]
-) -> list[int]:
+def _twin_sizes(run: Mined, config: Any, groups: dict[str, list[str]]) -> list[int]:
     """Sizes of the dictionaries, untested, of the first, second, ... untrained twins."""
     return [
-        len(matching.intersect({twin: _matched(plan, state, twin, config) for twin in twins}))
+        len(matching.intersect({twin: _matched(run, twin, config) for twin in twins}))
         for twins in zip(*groups.values(), strict=True)
     ]
 
 
-def _matched(
-    plan: Plan, state: MiningState, name: str, config: Any, permutation: int | None = None
-) -> Pairs:
+def _matched(run: Mined, name: str, config: Any, permutation: int | None = None) -> Pairs:
     """Matches of the anchor with a network, by the run's rule."""
-    pair = (plan.pairs[0][0], name)
-    return match(nearest(plan, state, pair, config.k, permutation), config.rule, config.k)
+    near = run.nearest((run.anchor, name), config.k, permutation)
+    return match(near, config.rule, config.k)

@@ -1,22 +1,24 @@
-"""What the stages of a run share: the networks, the plan on disk, and the sums."""
+"""What the stages of a run share: the networks, the plan, and what was mined."""
 
-import dataclasses
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from common import storage
-from rosetta import stream, train
-from rosetta.state import MiningState, Plan
-from rosetta.units import Layout
-from rosetta.zoo import checkpoints, generators, shipped
+from common.porting import PortingError
+from rosetta import mined, stream, train
+from rosetta.mined import Mined
+from rosetta.state import Plan
+from rosetta.zoo import checkpoints, files, generators, own, shipped
 from rosetta.zoo.randomised import randomised
 from rosetta.zoo.tapped import Generator, Tapped
 
-__all__ = ["GENERATORS", "Zoo", "anchor_pairs", "load_mined", "plan_of", "save_plan", "zoo"]
+__all__ = ["GENERATORS", "MINED", "Zoo", "anchor_pairs", "load_mined", "plan_of", "zoo"]
 
 GENERATORS = ("biggan", "stylegan_xl", "stylegan2", "stylegan3t", "stylegan3r")
+MINED = "mined.safetensors"
 _CALIBRATION = 1 << 20  # number of the batch that calibrates; no run has as many
 
 
@@ -34,30 +36,36 @@ class Zoo(NamedTuple):
 
 
 def zoo(config: Any, trained: pathlib.Path | None = None) -> Zoo:
-    """The networks of a configuration (`zoo`, `models`, `sizes`, `twins`, `seed`).
+    """The networks of a configuration (`zoo`, `models`, `sizes`, `generator`, `twins`, `seed`).
 
     Args:
-      config: `zoo` is "packages" (networks that packages carry), "fashion" (small ones trained
-        before) or "files" (the user's checkpoints: `generator` with its path, and `paths`).
+      config: `zoo` is "given" or "fashion" (small networks that were trained before). Of a given
+        one, each of `models` is a network that packages carry (`shipped.MODELS`), one of the
+        user's checkpoints (`checkpoints.NETWORKS`, with a file or hub id in `paths`), or the
+        user's own (`zoo.own`).
       trained: folder of the stage that trained the small networks.
 
     Raises:
-      ValueError: an unknown network or kind of zoo.
+      ValueError: an unknown network or kind of zoo, or two networks of one name.
       registry.RegistryError: weights that cannot be obtained.
+      FileNotFoundError, ConnectionError: a checkpoint that is not there.
+      porting.PortingError: a checkpoint of another network; the message names the file.
     """
     names, sizes = config.models, config.sizes
-    if config.zoo == "packages":
-        generator = shipped.dcgan_faces()
-        models = tuple(shipped.load(n, size) for n, size in zip(names, sizes, strict=True))
+    if config.zoo == "given":
+        generator = _generator(config.generator)
+        models = tuple(
+            _network(name, size, config.paths) for name, size in zip(names, sizes, strict=True)
+        )
     elif config.zoo == "fashion":
         if trained is None:
             raise ValueError("the zoo of small networks needs the stage that trains them")
         generator, models = train.networks(trained, names)
-    elif config.zoo == "files":
-        generator = _generator(config.generator)
-        models = tuple(checkpoints.load(name, config.paths[name]) for name in names)
     else:
-        raise ValueError(f"a zoo {config.zoo!r}; there are packages, fashion and files")
+        raise ValueError(f"a zoo {config.zoo!r}; there are given and fashion")
+    used = [generator.name, *(model.name for model in models)]
+    if len(set(used)) != len(used):
+        raise ValueError(f"networks of one name: {used}")
     images = None
     if config.twins:
         z = stream.latents(generator, config.seed, _CALIBRATION, config.batch)
@@ -69,18 +77,46 @@ def zoo(config: Any, trained: pathlib.Path | None = None) -> Zoo:
     return Zoo(generator, models, twins)
 
 
+def _network(name: str, size: int, paths: Any) -> Tapped:
+    """A network of a name of the configuration."""
+    if own.is_own(name):
+        return own.network(name, size)
+    if name in shipped.MODELS:
+        return shipped.load(name, size)
+    path = files.locate(paths[name])
+    with _naming(path):
+        return checkpoints.load(name, path)
+
+
 def _generator(config: Any) -> Generator:
-    """The generator of the user's file."""
-    kind, path, size = config.network, config.path, config.size
-    if kind == "biggan":
-        return generators.load_biggan_deep(path, size, config.label)
-    if kind == "stylegan_xl":
-        return generators.load_stylegan_xl(path, size, config.label, config.psi)
-    if kind == "stylegan2":
-        return generators.load_stylegan2(path, size, config.psi)
-    if kind in ("stylegan3t", "stylegan3r"):
-        return generators.load_stylegan3(path, size, kind[-1])
-    raise ValueError(f"a generator {kind!r}; there are {', '.join(GENERATORS)}")
+    """The generator of the configuration."""
+    kind, size = config.network, config.size
+    if own.is_own(kind):
+        return own.generator(kind)
+    if kind == "dcgan":
+        return shipped.dcgan_faces()
+    if kind not in GENERATORS:
+        raise ValueError(f"a generator {kind!r}; there are dcgan, {', '.join(GENERATORS)}")
+    path = files.locate(config.path)
+    with _naming(path):
+        if kind == "biggan":
+            return generators.load_biggan_deep(path, size, config.label)
+        if kind == "stylegan_xl":
+            return generators.load_stylegan_xl(
+                path, size, config.label, config.psi, config.space, config.crop
+            )
+        if kind == "stylegan2":
+            return generators.load_stylegan2(path, size, config.psi, config.space)
+        return generators.load_stylegan3(path, size, kind[-1], config.space, config.crop)
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with its tensors."""
+    try:
+        yield
+    except PortingError as error:
+        raise PortingError(f"{path}: {error}") from error
 
 
 def plan_of(networks: Zoo, permutations: int, seed: int) -> Plan:
@@ -102,27 +138,6 @@ def anchor_pairs(plan: Plan) -> dict[str, list[str]]:
     return found
 
 
-def save_plan(path: pathlib.Path, plan: Plan) -> None:
-    """Writes a plan as JSON."""
-    storage.save_json(path, dataclasses.asdict(plan))
-
-
-def load_mined(folder: pathlib.Path) -> tuple[Plan, MiningState]:
-    """The plan and the sums that the stage `mine` left."""
-    plain = storage.load_json(folder / "plan.json")
-    layouts = tuple(
-        Layout(
-            entry["name"],
-            tuple(entry["taps"]),
-            tuple(entry["sizes"]),
-            tuple(entry["channels"]),
-            entry["start"],
-            entry["stop"],
-        )
-        for entry in plain["layouts"]
-    )
-    pairs, exchanged = (
-        tuple((a, b) for a, b in plain[field]) for field in ("pairs", "exchanged")
-    )
-    plan = Plan(layouts, pairs, plain["permutations"], plain["seed"], exchanged)
-    return plan, stream.load_state(folder / "sums.safetensors")
+def load_mined(folder: pathlib.Path) -> Mined:
+    """What the stage `mine` left."""
+    return mined.load(folder / MINED)

@@ -7,11 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rosetta import tables
 from rosetta.inversion import Statistics, Target, make_targets
 from rosetta.matching import Pairs, best_buddies
-from rosetta.neighbours import nearest
-from rosetta.state import MiningState, Plan
+from rosetta.mined import Mined
 from rosetta.units import Layout
 from rosetta.zoo.tapped import Generator, Tapped
 
@@ -41,39 +39,40 @@ class Guides:
         return order[np.sort(np.unique(order, return_index=True)[1])]
 
 
-def guides(plan: Plan, state: MiningState, networks: Sequence[str], most: int) -> Guides:
+def guides(mined: Mined, networks: Sequence[str], most: int) -> Guides:
     """The best buddies of a generator with each network, at most `most` each, best first.
 
     Strict best buddies are what the published notebooks use.
 
     Raises:
-      MapError: see `rosetta.tables.check`.
       KeyError: a network that was not mined.
       ValueError: a network without best buddies.
     """
-    anchor = plan.pairs[0][0]
+    anchor = mined.anchor
     found = {}
     for name in networks:
-        buddies = best_buddies(nearest(plan, state, (anchor, name), 1))
+        buddies = best_buddies(mined.nearest((anchor, name), 1))
         buddies = buddies.keep(np.argsort(-buddies.scores, kind="stable")[:most])
         if not len(buddies):
             raise ValueError(f"{anchor} and {name} have no best buddies with positive correlation")
         found[name] = buddies
     statistics = {
-        name: Statistics(*tables.unit_statistics(plan, state, name)) for name in (anchor, *networks)
+        name: Statistics(mined.means[name], mined.deviations[name]) for name in (anchor, *networks)
     }
-    return Guides(found, statistics, {name: plan.layout(name) for name in (anchor, *networks)})
+    layouts = {name: mined.plan.layout(name) for name in (anchor, *networks)}
+    return Guides(found, statistics, layouts)
 
 
 def random_guides(given: Guides, anchor: str, seed: int) -> Guides:
-    """As many pairs with each network, of units drawn at random among those that vary."""
+    """As many pairs with each network, of units drawn at random among those that vary.
+
+    A unit is in at most one pair with a network, as it is of best buddies.
+    """
     random = np.random.default_rng(seed)
     pairs = {}
     for name, matched in given.pairs.items():
-        rows, columns = (
-            random.choice(np.flatnonzero(given.statistics[model].deviation > 0), len(matched))
-            for model in (anchor, name)
-        )
+        live = [np.flatnonzero(given.statistics[model].deviation > 0) for model in (anchor, name)]
+        rows, columns = (random.choice(units, len(matched), replace=False) for units in live)
         pairs[name] = Pairs(rows, columns, np.zeros(len(matched), np.float32))
     return dataclasses.replace(given, pairs=pairs)
 

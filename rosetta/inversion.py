@@ -25,52 +25,15 @@ import optax
 from flax import struct
 
 from common.nets.lpips import lpips
-from rosetta.resize import matrix
-from rosetta.units import Layout, MapError
-from rosetta.zoo.tapped import Generator, Maps
+from rosetta.targets import Statistics, Target, agreement, make_targets, repeat, rows_of
+from rosetta.zoo.tapped import Generator
 
 __all__ = [
-    "Inversion", "Settings", "Statistics", "Target", "Weights", "agreement", "invert",
+    "SCHEDULES", "Inversion", "Settings", "Statistics", "Target", "Weights", "agreement", "invert",
     "make_targets", "objective", "repeat", "starts",
 ]
 
-EPSILON = 1e-5  # added to deviations, as in the published code
-_HIGHEST = jax.lax.Precision.HIGHEST
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each unit of a model over the mined images, `[units]`."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    def standardise(self, maps: np.ndarray, unit: int) -> np.ndarray:
-        """Maps `[images, s, s]` of one unit, less its mean, over its deviation."""
-        return (maps - self.mean[unit]) / (self.deviation[unit] + EPSILON)
-
-
-class Target(struct.PyTreeNode):
-    """What the maps of one tap of the generator shall be like, for P pairs.
-
-    Attributes:
-      maps: `[images, s, s, P]`, the wanted maps, standardised, on the generator's grid.
-      norms: `[images, P]` of the wanted maps on the common grid.
-      grams: `[P, s, s]`, `M^T M` of the enlargement of the generator's map to the common grid.
-      weights: `[images, P]` of the pairs.
-      channels: `[P]` of the tap.
-      means, deviations: `[P]` of the generator's units.
-      tap: name.
-    """
-
-    maps: jax.Array
-    norms: jax.Array
-    grams: jax.Array
-    weights: jax.Array
-    channels: jax.Array
-    means: jax.Array
-    deviations: jax.Array
-    tap: str = struct.field(pytree_node=False)
+SCHEDULES = ("constant", "ramp")
 
 
 class Weights(struct.PyTreeNode):
@@ -88,6 +51,10 @@ class Weights(struct.PyTreeNode):
     ) -> "Weights":
         """The same weights for each of a number of images."""
         return cls(*(jnp.full(images, x, jnp.float32) for x in (activation, pixel, lpips, prior)))
+
+    def rows(self, places: np.ndarray) -> "Weights":
+        """The weights of some of the images."""
+        return jax.tree.map(lambda x: x[places], self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +75,7 @@ class Settings:
     schedule: str = "constant"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.schedule not in ("constant", "ramp"):
+        if self.steps < 1 or self.schedule not in SCHEDULES:
             raise ValueError(f"{self.steps} steps with schedule {self.schedule!r}")
 
 
@@ -128,87 +95,6 @@ class Inversion:
     losses: np.ndarray
     before: np.ndarray
     after: np.ndarray
-
-
-def make_targets(
-    layout: Layout,
-    statistics: Statistics,
-    units: Sequence[int] | np.ndarray,
-    maps: Sequence[np.ndarray],
-    weights: Sequence[float] | np.ndarray | None = None,
-) -> tuple[Target, ...]:
-    """Wanted maps of units of a generator, grouped by its taps.
-
-    Args:
-      layout: of the generator.
-      statistics: of the generator's units.
-      units: `[P]` numbers of the generator's units; the same may occur more than once.
-      maps: for each of them the wanted map `[images, t, t]` of any size, standardised.
-      weights: `[P]` of the pairs; 1 by default.
-
-    Raises:
-      MapError: no pairs, maps that are not square or not finite, or different numbers of images.
-    """
-    if len(units) == 0 or len(units) != len(maps):
-        raise MapError(f"{len(maps)} wanted maps for {len(units)} units of {layout.name!r}")
-    for unit, wanted in zip(units, maps, strict=True):
-        shape = np.shape(wanted)
-        if len(shape) != 3 or shape[1] != shape[2] or shape[0] != len(maps[0]):
-            raise MapError(
-                f"unit {unit} of {layout.name!r}: wanted map of shape {shape}, expected "
-                f"[{len(maps[0])}, size, size]"
-            )
-        if not np.isfinite(wanted).all():
-            raise MapError(f"unit {unit} of {layout.name!r}: the wanted map is not finite")
-    weights = np.ones(len(units)) if weights is None else np.asarray(weights, np.float64)
-    groups: dict[int, list[int]] = {}
-    for place, unit in enumerate(units):
-        groups.setdefault(layout.find(int(unit))[0], []).append(place)
-    result = []
-    for tap, places in sorted(groups.items()):
-        size = layout.sizes[tap]
-        moved, norms, grams = zip(*(_on_grid(np.asarray(maps[p]), size) for p in places),
-                                  strict=True)
-        numbers = np.array([int(units[p]) for p in places])
-        result.append(
-            Target(
-                maps=jnp.asarray(np.stack(moved, -1), jnp.float32),
-                norms=jnp.asarray(np.stack(norms, -1), jnp.float32),
-                grams=jnp.asarray(np.stack(grams), jnp.float32),
-                weights=jnp.asarray(np.tile(weights[places], (len(maps[0]), 1)), jnp.float32),
-                channels=jnp.asarray(numbers - layout.offsets[tap], jnp.int32),
-                means=jnp.asarray(statistics.mean[numbers], jnp.float32),
-                deviations=jnp.asarray(statistics.deviation[numbers], jnp.float32),
-                tap=layout.taps[tap],
-            )
-        )
-    return tuple(result)
-
-
-def repeat(targets: tuple[Target, ...], times: int) -> tuple[Target, ...]:
-    """The targets of a batch that holds every image `times` times, one copy after another."""
-
-    def tiled(x: jax.Array) -> jax.Array:
-        return jnp.tile(x, (times, *(1,) * (x.ndim - 1)))
-
-    return tuple(
-        t.replace(maps=tiled(t.maps), norms=tiled(t.norms), weights=tiled(t.weights))
-        for t in targets
-    )
-
-
-def agreement(targets: Sequence[Target], maps: Maps) -> jax.Array:
-    """Weighted mean over pairs of the cosine of standardised maps, `[images]`, in [-1, 1].
-
-    A pair whose wanted map is zero, or whose generator map is at its mean everywhere, counts 0.
-    """
-    total: Any = 0.0
-    weight: Any = 0.0
-    for target in targets:
-        cosine = _cosine(target, maps[target.tap])
-        total = total + jnp.sum(cosine * target.weights, 1)
-        weight = weight + jnp.sum(target.weights, 1)
-    return total / jnp.where(weight > 0, weight, 1)
 
 
 def objective(
@@ -282,8 +168,9 @@ def invert(
     settings: Settings,
     centre: jax.Array | None = None,
     perceptual: Any = None,
+    most: int = 0,
 ) -> Inversion:
-    """Optimises latents, all images at once.
+    """Optimises latents, all images at once or in parts.
 
     Args:
       generator: with `apply`, `params` and (if no centre is given) `mean`.
@@ -293,8 +180,10 @@ def invert(
         their weights are 0.
       weights: of the terms, for each image.
       settings: of the optimiser.
-      centre: z_0 of the prior; the mean of the generator's latents by default.
+      centre: z_0 of the prior, of the latents' shape or with one entry for all; the mean of the
+        generator's latents by default.
       perceptual: see `objective`.
+      most: images that are optimised together, a bound of memory; 0 for all.
 
     Raises:
       ValueError: batches of different lengths.
@@ -304,10 +193,11 @@ def invert(
     sizes = {len(images), weights.pixel.shape[0], *(t.maps.shape[0] for t in targets)}
     if sizes != {count}:
         raise ValueError(f"{count} latents, but images, weights and targets of {sorted(sizes)}")
-    centre = jnp.asarray(generator.mean)[None] if centre is None else centre
+    if centre is None:
+        centre = jnp.broadcast_to(jnp.asarray(generator.mean), start.shape[1:])[None]
+    centre = jnp.asarray(centre)
     losses_of = objective(generator, perceptual)
     optimiser = optax.adam(_rate(settings), *settings.betas)
-    given = (centre, tuple(targets), jnp.asarray(images, jnp.float32), weights)
 
     def step(latents: jax.Array, state: Any, params: Any, given: Any) -> Any:
         def total(latents: jax.Array) -> tuple[jax.Array, Any]:
@@ -318,55 +208,41 @@ def invert(
         updates, state = optimiser.update(gradient, state)
         return optax.apply_updates(latents, updates), state, found
 
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    latents = jnp.array(start, jnp.float32, copy=True)
-    state, history, agreed = optimiser.init(latents), [], []
-    for _ in range(settings.steps):
-        latents, state, found = compiled(latents, state, generator.params, given)
-        history.append(found[0])
-        agreed.append(found[1])
-    losses = np.stack([np.asarray(loss) for loss in history])
-    if not np.isfinite(losses).all():
-        step_, image = np.argwhere(~np.isfinite(losses))[0]
-        raise FloatingPointError(f"the loss of image {image} is not finite at step {step_}")
-
-    @jax.jit
     def final(params: Any, latents: jax.Array, targets: Any) -> tuple[jax.Array, jax.Array]:
         made, maps = generator.apply(params, latents)
         return made, agreement(targets, maps) + jnp.zeros(latents.shape[0])
 
-    made, after = final(generator.params, latents, tuple(targets))
-    before = np.broadcast_to(np.asarray(agreed[0]), (count,))
-    return Inversion(
-        np.asarray(latents), np.clip(np.asarray(made), 0, 1), losses, before, np.asarray(after)
-    )
-
-
-def _cosine(target: Target, maps: jax.Array) -> jax.Array:
-    """Cosines `[images, P]`; `maps [images, s, s, channels]`, or of one image for all."""
-    # A product with a 0-1 matrix: the gradient of a gather is a scatter, slow on CPUs.
-    chosen = jax.nn.one_hot(target.channels, maps.shape[3], axis=0, dtype=jnp.float32)
-    found = jnp.einsum("bijc,cp->bijp", maps, chosen, precision=_HIGHEST)
-    found = found - target.means.reshape(1, 1, 1, -1)
-    found = found / (target.deviations + EPSILON).reshape(1, 1, 1, -1)
-    rows = jnp.einsum("pxi,bijp->bxjp", target.grams, found, precision=_HIGHEST)
-    smoothed = jnp.einsum("pyj,bxjp->bxyp", target.grams, rows, precision=_HIGHEST)
-    square = jnp.sum(found * smoothed, (1, 2))
-    valid = (square > 1e-12) & (target.norms > 1e-6)
-    scale = jnp.sqrt(jnp.where(valid, square, 1)) * jnp.where(valid, target.norms, 1)
-    return jnp.where(valid, jnp.sum(found * target.maps, (1, 2)) / scale, 0)
-
-
-def _on_grid(wanted: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A wanted map `[images, t, t]` on the generator's grid, its norm, and the Gram matrix."""
-    other = wanted.shape[1]
-    if other <= size:
-        m = matrix(other, size)
-        moved = np.einsum("oi,bij,pj->bop", m, wanted, m, optimize=True)
-        return moved, np.sqrt(np.square(moved).sum((1, 2))), np.eye(size)
-    m = matrix(size, other)
-    moved = np.einsum("oi,boq,qj->bij", m, wanted, m, optimize=True)
-    return moved, np.sqrt(np.square(np.float64(wanted)).sum((1, 2))), m.T @ m
+    compiled, last = jax.jit(step, donate_argnums=(0, 1)), jax.jit(final)
+    images = np.asarray(images, np.float32)
+    start = jnp.asarray(start, jnp.float32)
+    size = min(most, count) if most > 0 else count
+    parts = []
+    for low in range(0, count, size):
+        # The last part is filled up with its last image: all parts are one program.
+        rows = np.minimum(np.arange(low, low + size), count - 1)
+        kept = min(size, count - low)
+        wanted = rows_of(targets, rows)
+        own = centre if len(centre) == 1 else centre[rows]
+        given = (own, wanted, jnp.asarray(images[rows]), weights.rows(rows))
+        latents = start[rows]
+        state, history, agreed = optimiser.init(latents), [], []
+        for _ in range(settings.steps):
+            latents, state, found = compiled(latents, state, generator.params, given)
+            history.append(found[0])
+            agreed.append(found[1])
+        losses = np.stack([np.asarray(loss)[:kept] for loss in history])
+        if not np.isfinite(losses).all():
+            step_, image = np.argwhere(~np.isfinite(losses))[0]
+            raise FloatingPointError(
+                f"the loss of image {low + image} is not finite at step {step_}"
+            )
+        made, after = last(generator.params, latents, wanted)
+        before = np.broadcast_to(np.asarray(agreed[0]), (size,))
+        ends = (np.asarray(latents), np.clip(np.asarray(made), 0, 1), before, np.asarray(after))
+        parts.append((losses, *(x[:kept] for x in ends)))
+    histories, *columns = zip(*parts, strict=True)
+    reached, pictures, first, end = (np.concatenate(x) for x in columns)
+    return Inversion(reached, pictures, np.concatenate(histories, 1), first, end)
 
 
 def _rate(settings: Settings) -> Any:

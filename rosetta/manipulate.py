@@ -26,7 +26,7 @@ _EDITED = 1 << 23
 
 
 def invert(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
-    """Stage: finds latents of generated images and of photographs, by several losses.
+    """Stage: finds latents of generated images, photographs and the user's images, in several ways.
 
     All methods have the same candidates to start from, steps, rate and prior. Leaves
     ``inversion.json`` (metrics of each method), ``inversion.safetensors`` and ``inversion.png``.
@@ -34,11 +34,19 @@ def invert(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     networks, given = _guides(config, inputs)
     generator, names = networks.generator, [model.name for model in networks.models]
     settings = config.invert
-    latents = stream.latents(generator, config.networks.seed, _INVERTED, settings.images)
-    made = np.clip(np.asarray(jax.jit(generator.apply)(generator.params, latents)[0]), 0, 1)
+    z = stream.latents(generator, config.networks.seed, _INVERTED, settings.images)
+    made = np.clip(np.asarray(jax.jit(generator.apply)(generator.params, z)[0]), 0, 1)
     photos = data.photographs(settings.photographs, generator.size)
-    images = np.concatenate([made, photos])
-    groups = {"generated": slice(0, len(made)), "photographs": slice(len(made), len(images))}
+    own = data.own(settings.folder, generator.size)
+    images = np.concatenate([made, photos, own])
+    ends = np.cumsum([0, len(made), len(photos), len(own)])
+    groups = {
+        name: slice(low, high)
+        for name, low, high in zip(
+            ("generated", "photographs", "yours"), ends[:-1], ends[1:], strict=True
+        )
+        if high > low
+    }
 
     other = guidance.random_guides(given, generator.name, config.networks.seed)
     found_targets = guidance.network_targets(generator, networks.models, [given, other], images)
@@ -63,28 +71,27 @@ def invert(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         wanted = np.tile(images, (len(methods), 1, 1, 1))
         start = inversion.starts(generator, key, settings.tries, targets, wanted, weights, net)
         found = inversion.invert(
-            generator, start, targets, wanted, weights, optimiser, perceptual=net
-        )
+            generator, start, targets, wanted, weights, optimiser, perceptual=net,
+            most=config.most,
+        )  # fmt: skip
         for index, name in enumerate(methods):
             rows = slice(index * len(images), (index + 1) * len(images))
             results[name] = _part(found, rows)
     results = {name: results[name] for name in _methods(settings)}
 
-    _, maps = jax.jit(generator.apply)(
-        generator.params, jnp.concatenate([jnp.asarray(r.latents) for r in results.values()])
-    )
-    reached = np.asarray(
-        inversion.agreement(inversion.repeat(sets["rosetta"], len(results)), maps)
-    ).reshape(len(results), -1)
+    @jax.jit
+    def reached(params: Any, latents: jax.Array, targets: Any) -> jax.Array:
+        return inversion.agreement(targets, generator.apply(params, latents)[1])
+
     table = {}
-    for index, (name, result) in enumerate(results.items()):
+    for name, result in results.items():
         values = metrics.image_metrics(perceptual, images, result.images)
-        values |= {"agreement": reached[index], "own_before": result.before,
-                   "own_after": result.after}  # fmt: skip
+        latents = jnp.asarray(result.latents)
+        agreed = np.asarray(reached(generator.params, latents, sets["rosetta"]))
+        values |= {"agreement": agreed, "own_before": result.before, "own_after": result.after}
         table[name] = {
             group: {key: float(value[rows].mean()) for key, value in values.items()}
             for group, rows in groups.items()
-            if len(images[rows])
         }
     storage.save_json(
         out / "inversion.json",
@@ -106,7 +113,8 @@ def invert(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
 def alter(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     """Stage: moves, enlarges, pastes and exchanges maps, and changes single units.
 
-    Leaves ``edits.json``, ``edits.png`` and ``units.png``.
+    Leaves ``edits.json``, ``edits.png`` and, of a generator that can be edited inside its pass,
+    ``units.png``.
     """
     networks, given = _guides(config, inputs)
     generator, settings = networks.generator, config.edit
@@ -164,6 +172,7 @@ def alter(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
             _stacked(weights),
             optimiser,
             centre=start,
+            most=config.most,
         )
         for index, key in enumerate(order):
             results[key] = _part(found, slice(index * count, (index + 1) * count))
@@ -175,7 +184,7 @@ def alter(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     pasted = [edits.paste(a, b) for a, b in zip(*halves, strict=True)]
     results["rosetta units", "paste"] = inversion.invert(
         generator, z, targets_of(units, pasted), images,
-        Weights.of(count, prior=settings.prior), optimiser, z,
+        Weights.of(count, prior=settings.prior), optimiser, z, most=config.most,
     )  # fmt: skip
     storage.save_json(out / "edits.json", {
         "units": len(units), "images": count, "steps": settings.steps,
@@ -189,7 +198,8 @@ def alter(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         out / "edits.png", images, {key: result.images for key, result in results.items()},
         exchanged,
     )
-    _unit_edits(generator, given, z, settings, out)
+    if generator.apply_edited is not None:
+        _unit_edits(generator, given, z, settings, out)
 
 
 def _methods(settings: Any) -> dict[str, tuple[str, dict[str, float]]]:
@@ -253,9 +263,8 @@ def _unit_edits(
 ) -> None:
     """Removes and strengthens single units inside the generator's pass."""
     layout = given.layouts[generator.name]
-    if generator.apply_edited is None:
-        raise ValueError(f"generator {generator.name!r} cannot be edited inside its pass")
     run = generator.apply_edited
+    assert run is not None  # the caller's part
     zeros = edits.unit_vectors(layout, {}, 0.0)
 
     @jax.jit
@@ -277,10 +286,10 @@ def _unit_edits(
 
 def _guides(config: Any, inputs: Inputs) -> tuple[context.Zoo, Guides]:
     """The trained networks of a run and the pairs that guide."""
-    plan, state = context.load_mined(inputs["mine"])
+    mined = context.load_mined(inputs["mine"])
     networks = context.zoo(ConfigDict({**config.networks, "twins": 0}), inputs.get("train"))
     names = [model.name for model in networks.models]
-    return networks, guidance.guides(plan, state, names, config.pairs)
+    return networks, guidance.guides(mined, names, config.pairs)
 
 
 def _stacked(parts: list[Weights]) -> Weights:

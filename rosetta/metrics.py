@@ -15,10 +15,13 @@ from common.nets.lpips import lpips
 __all__ = ["image_metrics", "psnr", "ssim"]
 
 _WINDOW = 7  # pixels
+LEAST = 31  # pixels that AlexNet needs
 
 
 def image_metrics(perceptual: Any, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     """PSNR (dB), SSIM and LPIPS of each pair of images, `[images]` each.
+
+    There is no LPIPS of images that AlexNet's pooling leaves nothing of, below 31 pixels.
 
     Args:
       perceptual: parameters of LPIPS, `common.nets.lpips.load_params("alex")`.
@@ -29,11 +32,10 @@ def image_metrics(perceptual: Any, first: np.ndarray, second: np.ndarray) -> dic
     """
     first, second = _bytes(first), _bytes(second)
     pair = (jnp.asarray(first / 255, jnp.float32), jnp.asarray(second / 255, jnp.float32))
-    return {
-        "psnr": psnr(first, second),
-        "ssim": ssim(first, second),
-        "lpips": np.asarray(lpips(perceptual, *pair)),
-    }
+    found = {"psnr": psnr(first, second), "ssim": ssim(first, second)}
+    if min(first.shape[1:3]) >= LEAST:
+        found["lpips"] = np.asarray(lpips(perceptual, *pair))
+    return found
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ large for that is mined in blocks of units (`Layout.block`) and reduced to its b
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,14 +36,17 @@ from rosetta.state import (
 from rosetta.sums import Sum
 from rosetta.units import MapError
 
-__all__ = ["MiningState", "Plan", "init", "make_update", "merge", "product", "state_shardings"]
+__all__ = [
+    "MiningState", "Plan", "check_images", "init", "make_update", "merge", "product",
+    "state_shardings",
+]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 PART = 512  # positions added in one product of matrices
 
 
 def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningState]:
-    """The jitted function `update(state, activations, mask=None) -> state` that adds one batch.
+    """The function `update(state, activations, mask=None, images=None) -> state` that adds a batch.
 
     Args:
       plan: what is correlated.
@@ -51,9 +54,12 @@ def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningSta
         tables along their rows (`state_shardings`); the number of images must be a multiple of
         the number of devices.
 
-    The old state is donated. `mask` is `[batch]`, False for images that only fill up the batch.
-    The update raises MapError (when traced) for activations that do not fit the plan, for models
-    with different numbers of images, or for fewer images a device than permutations + 1.
+    It is jitted; the old state is donated. `mask` is `[batch]`, False for images that only fill up
+    the batch. `images` is model -> names of its images in their order, for maps that were not
+    made together: they must be the same for all models.
+
+    The update raises MapError for activations that do not fit the plan, for models with different
+    images or numbers of them, or for fewer images a device than permutations + 1.
     """
     contribute = functools.partial(_contributions, plan, mesh)
     if mesh is not None:
@@ -70,7 +76,7 @@ def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningSta
         )
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(
+    def add(
         state: MiningState, activations: Activations, mask: jax.Array | None = None
     ) -> MiningState:
         grouped = grouped_by_size(plan, activations, mask)
@@ -102,7 +108,51 @@ def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningSta
             paired=state.paired + small["paired"],
         )
 
+    def update(
+        state: MiningState,
+        activations: Activations,
+        mask: jax.Array | None = None,
+        images: Mapping[str, Sequence[Any]] | None = None,
+    ) -> MiningState:
+        if images is not None:
+            check_images(plan, activations, images)
+        return add(state, activations, mask)
+
     return update
+
+
+def check_images(
+    plan: Plan, activations: Activations, images: Mapping[str, Sequence[Any]]
+) -> None:
+    """Checks that all models have seen the same images in the same order.
+
+    Args:
+      plan: whose models are meant.
+      activations: model -> tap -> maps.
+      images: model -> names of its images.
+
+    Raises:
+      MapError: models with other images, without names, or with another number of names than maps.
+    """
+    first = plan.layouts[0].model
+    for layout in plan.layouts:
+        name = layout.model
+        if name not in activations:
+            continue  # an error of its own when the batch is added
+        if name not in images:
+            raise MapError(f"model {name!r} has no names of its images; there are {list(images)}")
+        names, expected = list(images[name]), list(images[first])
+        count = layout.check(activations[name])
+        if len(names) != count:
+            raise MapError(f"model {name!r}: {len(names)} names of {count} images")
+        if len(names) != len(expected):
+            raise MapError(f"models with different numbers of images: {first!r} and {name!r}")
+        for place, (a, b) in enumerate(zip(expected, names, strict=True)):
+            if a != b:
+                raise MapError(
+                    f"models with different images: number {place} is {a!r} for {first!r} and "
+                    f"{b!r} for {name!r}"
+                )
 
 
 def _contributions(

@@ -42,6 +42,20 @@ class Neighbours:
         """Number of partners kept."""
         return self.row_scores.shape[1]
 
+    def best(self, k: int) -> "Neighbours":
+        """The k best partners of each unit only.
+
+        Raises:
+          ValueError: fewer were kept.
+        """
+        if not 1 <= k <= self.k:
+            raise ValueError(f"{k} partners of the {self.k} that were kept")
+        cut = {
+            name: getattr(self, name)[:, :k]
+            for name in ("row_scores", "row_partners", "column_scores", "column_partners")
+        }
+        return dataclasses.replace(self, **cut)
+
 
 def nearest(
     plan: Plan,
@@ -66,7 +80,8 @@ def nearest(
     permuted = permutation is not None
     parts = blocks(plan, state, pair, permuted)
     chosen = ((a, b, v[permutation] if permuted else v) for a, b, v in parts)
-    return _reduce(chosen, k, pair[0] == pair[1])
+    rows, columns = (plan.layout(name) for name in pair)
+    return _reduce(chosen, k, rows.model == columns.model)
 
 
 def from_table(table: np.ndarray, k: int, itself: bool = False) -> Neighbours:

@@ -1,7 +1,7 @@
 """Stages that show a run: panels of matched units on fresh images, and one HTML report."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ _PICTURES = 1 << 21  # number of the first batch of images that are only shown
 
 def pictures(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     """Stage: panels, concept sheet and histograms, on images that were not mined."""
-    plan, _ = context.load_mined(inputs["mine"])
+    plan = context.load_mined(inputs["mine"]).plan
     matches, _ = storage.load_arrays(inputs["dictionary"] / "matches.safetensors")
     found, header = storage.load_arrays(inputs["dictionary"] / "dictionary.safetensors")
     anchor = plan.layout(plan.pairs[0][0])
@@ -162,12 +162,15 @@ def report(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
         for v in [results["networks"][name][rule]]
     ]  # fmt: skip
     page.table([*columns, "untrained", "untrained: mean r"], rows)
+    if "reference" in inputs:
+        _published(page, storage.load_json(inputs["reference"] / "reference.json"))
     for name in names:
         row = results["networks"][name]
         page.section(
             name,
             f"{row['significant_units']} generator units have a significant partner; "
             f"{row['significant_matches']} matches of the run's rule are among them. "
+            f"{_beyond(row['best_buddies'], results['rate'])} "
             f"{results['constant_units'][name]} of {results['units'][name]} units are constant.",
         )
         curve = out / f"counts_{name}.png"
@@ -179,6 +182,23 @@ def report(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
                 page.figure(path)
     _manipulation(page, inputs)
     page.write(out / "report.html")
+
+
+def _published(page: Report, found: Mapping[str, Any]) -> None:
+    """Section on the published code's score."""
+    page.section(
+        "The published score",
+        "Matches of the same images by the published code's score, a mean over batches of a "
+        "cosine, by Pearson's correlation over all images, and by both.",
+    )
+    page.table(
+        ["network", "rule", "published", "exact", "both"],
+        [
+            [name, rule.replace("_", " "), *(v[key] for key in ("published", "exact", "both"))]
+            for name, rules in found.items()
+            for rule, v in rules.items()
+        ],
+    )
 
 
 def _manipulation(page: Report, inputs: Inputs) -> None:
@@ -196,7 +216,7 @@ def _manipulation(page: Report, inputs: Inputs) -> None:
     page.table(
         ["images", "method", "PSNR (dB)", "SSIM", "LPIPS", "agreement"],
         [
-            [group, name, *(values[group][key] for key in keys)]
+            [group, name, *(values[group].get(key) for key in keys)]
             for group in found["images"]
             for name, values in found["methods"].items()
             if group in values
@@ -222,11 +242,15 @@ def _manipulation(page: Report, inputs: Inputs) -> None:
         ],
     )  # fmt: skip
     page.figure(inputs["edit"] / "edits.png", "Edits by maps; one row an edit.")
-    page.figure(
-        inputs["edit"] / "units.png",
-        "One unit at a time is removed or strengthened inside the generator's pass; images on "
-        "which its removal changes most.",
-    )
+    units = inputs["edit"] / "units.png"
+    if units.is_file():
+        page.figure(
+            units,
+            "One unit at a time is removed or strengthened inside the generator's pass; images on "
+            "which its removal changes most.",
+        )
+    else:
+        page.text("The generator has no pass with edited maps: no single units were changed.")
 
 
 def counts(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, Any]]:
@@ -245,20 +269,37 @@ def counts(name: str, scores: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, 
     return curves
 
 
-def publish(workdir: pathlib.Path) -> pathlib.Path:
-    """Copies report and figures to the top of the working directory; gathers the results there."""
+def publish(workdir: pathlib.Path, done: Collection[str]) -> pathlib.Path:
+    """Copies report and figures to the top of the working directory; gathers the results there.
+
+    Args:
+      workdir: of the run.
+      done: names of its stages; others may be left from a run with another configuration.
+    """
     results = storage.load_json(workdir / "stages" / "dictionary" / "results.json")
     for stage, name in (("invert", "inversion"), ("edit", "edits")):
         results[name] = storage.load_json(workdir / "stages" / stage / f"{name}.json")
-    training = workdir / "stages" / "train" / "training.json"
-    if training.is_file():
-        results["training"] = storage.load_json(training)
+    for stage, name in (("train", "training"), ("reference", "reference")):
+        path = workdir / "stages" / stage / f"{name}.json"
+        if stage in done:
+            results[name] = storage.load_json(path)
     storage.save_json(workdir / "results.json", results)
     return publish_stages(workdir, stages=("pictures", "invert", "edit", "report"))
 
 
 def _anchor(results: Mapping[str, Any]) -> str:
     return next(iter(results["units"]))
+
+
+def _beyond(counts_: Mapping[str, Any], rate: float) -> str:
+    """What the scores of the best buddies say against both nulls."""
+    text = (
+        f"By score alone, {counts_['beyond_exchanged']} of {counts_['matches']} best buddies stand "
+        f"out from those of exchanged images at a false-discovery rate of {rate}"
+    )
+    if counts_["beyond_untrained"] is not None:
+        text += f", {counts_['beyond_untrained']} from those of untrained twins"
+    return f"{text}."
 
 
 def _number(value: float | None) -> str:

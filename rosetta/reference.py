@@ -24,6 +24,7 @@ from rosetta import resize
 from rosetta.mining import product
 from rosetta.state import Activations, Plan, grouped_by_size
 from rosetta.sums import Sum
+from rosetta.tables import check_finite
 
 __all__ = ["ScoreState", "StatsState", "init_score", "init_stats", "score", "stats", "table"]
 
@@ -39,10 +40,14 @@ class StatsState(struct.PyTreeNode):
 
 
 class ScoreState(struct.PyTreeNode):
-    """Sums of cosines over batches, `[row units, column units]`; keys as in `MiningState`."""
+    """Sums of cosines over batches, `[row units, column units]`; keys as in `MiningState`.
+
+    `invalid` counts for each unit the images with a value that is not finite.
+    """
 
     batches: jax.Array
     cosines: dict[str, Sum]
+    invalid: dict[str, jax.Array]
 
 
 def init_stats(plan: Plan) -> StatsState:
@@ -66,7 +71,12 @@ def init_score(plan: Plan) -> ScoreState:
         )
         for a, b, s, t in plan.tables()
     }
-    return ScoreState(jnp.zeros((), jnp.int32), cosines)
+    invalid = {
+        f"{layout.name}/{size}": jnp.zeros(len(layout.units_of(size)), jnp.int32)
+        for layout in plan.layouts
+        for size in layout.grids
+    }
+    return ScoreState(jnp.zeros((), jnp.int32), cosines, invalid)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -96,9 +106,12 @@ def score(
     """
     count = statistics.batches.astype(jnp.float32)
     standard: dict[tuple[str, int], jax.Array] = {}
+    invalid = {}
     for name, maps in grouped_by_size(plan, activations, None).items():
         for size, array in maps.items():
             key = f"{name}/{size}"
+            bad = jnp.sum(jnp.any(~jnp.isfinite(array), (1, 2)), 0, dtype=jnp.int32)
+            invalid[key] = state.invalid[key] + bad
             mean = statistics.means[key].value() / count
             deviation = jnp.sqrt(statistics.variances[key].value() / count)
             moved = array - mean.reshape(1, 1, 1, -1)
@@ -116,7 +129,7 @@ def score(
         cosine = product(rows, columns) / jnp.where(norm > 0, norm, 1)
         key = f"{a}/{b}/{s}/{t}"
         cosines[key] = state.cosines[key].add(jnp.where(norm > 0, cosine, 0))
-    return ScoreState(state.batches + 1, cosines)
+    return ScoreState(state.batches + 1, cosines, invalid)
 
 
 def table(plan: Plan, state: ScoreState, pair: tuple[str, str]) -> np.ndarray:
@@ -124,9 +137,11 @@ def table(plan: Plan, state: ScoreState, pair: tuple[str, str]) -> np.ndarray:
 
     Raises:
       ValueError: no batches have been scored.
+      MapError: units whose maps were not finite, which the published code scores 0.
     """
     if int(state.batches) == 0:
         raise ValueError("no batches have been scored")
+    check_finite(plan, state.invalid)
     rows, columns = (plan.layout(name) for name in pair)
     result: Any = np.zeros((len(rows), len(columns)), np.float32)
     for s in rows.grids:

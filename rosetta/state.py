@@ -14,7 +14,9 @@ from common.sharding import AXES, shardings_for
 from rosetta.sums import Sum
 from rosetta.units import Layout, MapError, Maps, group
 
-__all__ = ["Activations", "MiningState", "Plan", "init", "merge", "state_shardings"]
+__all__ = [
+    "Activations", "MiningState", "Plan", "centre_means", "init", "merge", "state_shardings",
+]
 
 Activations = Mapping[str, Maps]  # model -> tap -> [batch, size, size, channels]
 Grouped = Mapping[str, Mapping[int, jax.Array]]
@@ -114,7 +116,7 @@ def init(
     Raises:
       MapError: activations that do not fit the plan, or models with different numbers of images.
     """
-    centres = _centres(plan, activations, mask)
+    centres = centre_means(plan, activations, mask)
     rows = {key: centre.shape[0] for key, centre in centres.items()}
     devices = mesh.devices.size if mesh else 1
     tables: dict[str, tuple[int, ...]] = {}
@@ -177,15 +179,15 @@ def merge(first: MiningState, second: MiningState) -> MiningState:
 
 def grouped_by_size(plan: Plan, activations: Activations, mask: jax.Array | None) -> Grouped:
     """The activations by model and size; checks that all models have the same images."""
-    missing = [layout.name for layout in plan.layouts if layout.name not in activations]
+    missing = [layout.model for layout in plan.layouts if layout.model not in activations]
     if missing:
         raise MapError(f"no activations of model {missing[0]!r}; there are {list(activations)}")
-    counts = {layout.name: layout.check(activations[layout.name]) for layout in plan.layouts}
+    counts = {layout.name: layout.check(activations[layout.model]) for layout in plan.layouts}
     if mask is not None:
         counts["mask"] = mask.shape[0]
     if len(set(counts.values())) != 1:
         raise MapError(f"models with different numbers of images: {counts}")
-    return {layout.name: group(layout, activations[layout.name]) for layout in plan.layouts}
+    return {layout.name: group(layout, activations[layout.model]) for layout in plan.layouts}
 
 
 def images_of(grouped: Grouped) -> int:
@@ -194,10 +196,10 @@ def images_of(grouped: Grouped) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _centres(
-    plan: Plan, activations: Activations, mask: jax.Array | None
+def centre_means(
+    plan: Plan, activations: Activations, mask: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-    """Mean of each unit over the finite values of one batch."""
+    """Mean of each unit over the finite values of one batch, "model/size" -> `[units]`."""
     centres = {}
     for name, maps in grouped_by_size(plan, activations, mask).items():
         for size, array in maps.items():

@@ -1,10 +1,11 @@
-"""One pass of mining: latents to images to maps to sums, one compiled step a batch, resumable.
+"""One pass of mining: latents to images to maps to sums, two compiled steps a batch, resumable.
 
 Latents of batch i come from `fold_in(key, i)`: nothing is stored, every pass sees the same images,
 and a run that was stopped continues from the saved sums as if it had not been.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -17,15 +18,25 @@ from tqdm import tqdm
 
 from common import distributed, sharding, storage
 from rosetta import mining
+from rosetta.state import centre_means
 from rosetta.sums import Sum
+from rosetta.units import Maps
 from rosetta.zoo.tapped import Generator, Tapped, forward, parameters
 
-__all__ = ["latents", "load_state", "mine", "save_state"]
+__all__ = ["latents", "load_state", "maps_of", "mine", "save_state", "whole"]
 
 
 def latents(generator: Generator, seed: int, batch: int, size: int) -> Any:
     """The latents of one batch of a run."""
     return generator.sample(jax.random.fold_in(jax.random.key(seed), batch), size)
+
+
+def maps_of(
+    generator: Generator, models: tuple[Tapped, ...]
+) -> Callable[[Any, Any], dict[str, Maps]]:
+    """The jitted function `(parameters by model, latents) -> maps by model and tap`."""
+    both = forward(generator, models)
+    return jax.jit(lambda params, z: both(params, z)[1])
 
 
 def mine(
@@ -38,6 +49,7 @@ def mine(
     path: pathlib.Path | None = None,
     mesh: Mesh | None = None,
     save_seconds: float = 180.0,
+    run: Callable[[Any, Any], Any] | None = None,
 ) -> mining.MiningState:
     """Mines `batches * batch_size` images.
 
@@ -51,10 +63,13 @@ def mine(
       path: `.safetensors` file in which the sums are saved now and then, and from which an
         interrupted run continues; None: neither.
       mesh: devices over which images and tables are split; None: one device.
-      save_seconds: time between two savings.
+      save_seconds: least time between two savings; large sums are saved less often, so that it
+        takes at most a tenth of the time.
+      run: `maps_of` the generator and models, so that several passes compile it once.
 
     Raises:
-      ValueError: the file's sums belong to another plan or to more batches.
+      ValueError: the file's sums belong to another plan, to other images or networks, or to more
+        batches.
       MapError: see `rosetta.mining.make_update`.
     """
     params = parameters(generator, models)
@@ -63,39 +78,47 @@ def mine(
         params = sharding.place(params, whole)
     else:
         params = jax.device_put(params)
-    run, update = forward(generator, models), mining.make_update(plan, mesh)
-
-    def step(state: mining.MiningState, params: Any, z: Any) -> mining.MiningState:
-        return update(state, run(params, z)[1])
+    run = run or maps_of(generator, models)
+    update = mining.make_update(plan, mesh)
 
     def batch(index: int) -> Any:
         z = latents(generator, seed, index, batch_size)
         return sharding.shard_batch(_local(z), mesh) if mesh is not None else z
 
-    start: Callable[[Any, Any], mining.MiningState] = jax.jit(
-        lambda params, z: mining.init(plan, run(params, z)[1], mesh=mesh)
-    )
+    first = run(params, batch(0))
+    start = functools.partial(mining.init, plan, mesh=mesh)
+    shapes = jax.eval_shape(start, first)
+    shardings = mining.state_shardings(shapes, mesh) if mesh is not None else None
     if path is not None and path.is_file():
         state = load_state(path)
-        _check(path, state, jax.eval_shape(start, params, batch(0)))
+        _check(path, state, shapes, centre_means(plan, first))
+        state = state if shardings is None else sharding.place(state, shardings)
     else:
-        state = start(params, batch(0))
-    if mesh is not None:
-        state = sharding.place(state, mining.state_shardings(state, mesh))
+        # No device ever holds the whole tables.
+        options: dict[str, Any] = {} if shardings is None else {"out_shardings": shardings}
+        state = jax.jit(start, **options)(first)
+    del first
     done = int(state.batches)
     if done > batches:
         raise ValueError(f"{path} holds the sums of {done} batches, asked for are {batches}")
-    compiled = jax.jit(step, donate_argnums=0)
-    saved = time.monotonic()
+    saved, cost = time.monotonic(), 0.0
     show = distributed.is_main()
     for index in tqdm(range(done, batches), "mining", unit="batch", disable=None if show else True):
-        state = compiled(state, params, batch(index))
-        if path is not None and time.monotonic() - saved > save_seconds:
+        # Waits: maps of later batches would be made while those of earlier ones are in memory.
+        state = jax.block_until_ready(update(state, run(params, batch(index))))
+        if path is not None and time.monotonic() - saved > max(save_seconds, 10 * cost):
+            begun = time.monotonic()
             save_state(path, state)
             saved = time.monotonic()
+            cost = saved - begun
     if path is not None:
         save_state(path, state)
     return state
+
+
+def whole(state: mining.MiningState) -> mining.MiningState:
+    """The state with every array as a whole on every process; nothing changes for one process."""
+    return state if jax.process_count() == 1 else jax.tree.map(_fetch, state)
 
 
 def save_state(path: pathlib.Path, state: mining.MiningState) -> None:
@@ -126,8 +149,13 @@ def load_state(path: pathlib.Path) -> mining.MiningState:
     return mining.MiningState(**fields)
 
 
-def _check(path: pathlib.Path, state: mining.MiningState, like: mining.MiningState) -> None:
-    """Raises ValueError unless a saved state has the keys and shapes of `like`."""
+def _check(
+    path: pathlib.Path, state: mining.MiningState, like: mining.MiningState, centres: Any
+) -> None:
+    """Raises ValueError unless a saved state has the keys and shapes of `like`, and these centres.
+
+    The centres are the first batch's means, which differ for other latents, weights or settings.
+    """
     shapes, other = (
         {
             sharding.path_name(key): tuple(leaf.shape)
@@ -141,6 +169,14 @@ def _check(path: pathlib.Path, state: mining.MiningState, like: mining.MiningSta
             f"{path} holds the sums of another plan: {wrong[0]} is {other.get(wrong[0])} in the "
             f"file and {shapes.get(wrong[0])} in the plan"
         )
+    for key, centre in centres.items():
+        expected, found = _fetch(centre), _fetch(state.centres[key])
+        # Another number of devices may add in another order.
+        if np.abs(found - expected).max() > 1e-3 * np.abs(expected).max():
+            raise ValueError(
+                f"{path} holds the sums of other images or networks: the means of {key} over the "
+                "first batch are others; remove the file to begin anew"
+            )
 
 
 def _local(z: Any) -> Any:

@@ -6,7 +6,7 @@ with all moments of the enlarged maps. A unit that is constant over images and p
 with nothing: its scores are 0. A unit that was not finite somewhere is an error, never a score.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ import numpy as np
 from rosetta.state import MiningState, Plan
 from rosetta.units import MapError
 
-__all__ = ["blocks", "check", "constant_units", "correlations", "unit_statistics"]
+__all__ = [
+    "blocks", "check", "check_finite", "constant_units", "correlations", "unit_statistics",
+]
 
 # Standard deviation, in units of the mean's magnitude, up to which a unit counts as constant:
 # what float32 networks leave of a map that is constant in exact arithmetic.
@@ -31,23 +33,35 @@ def check(plan: Plan, state: MiningState) -> None:
     """
     if int(state.images) == 0:
         raise MapError("no images have been mined")
+    check_finite(plan, state.invalid)
+    for key, total in state.squares.items():
+        if not np.isfinite(np.asarray(total.high)).all():
+            raise MapError(f"the sum of squares of {key} (model/size/common size) overflows")
+
+
+def check_finite(plan: Plan, invalid: Mapping[str, jax.Array]) -> None:
+    """Checks that no unit had a value that is not finite.
+
+    Args:
+      plan: of the units.
+      invalid: "model/size" -> `[units]`, the number of images in which a unit had one.
+
+    Raises:
+      MapError: names the first of them by model, tap and channel.
+    """
     for layout in plan.layouts:
         bad: list[tuple[int, int]] = []
         for size in layout.grids:
-            counts = np.asarray(state.invalid[f"{layout.name}/{size}"])
+            counts = np.asarray(invalid[f"{layout.name}/{size}"])
             units = layout.units_of(size)
             bad += [(int(units[i]), int(counts[i])) for i in np.flatnonzero(counts)]
         if bad:
             unit, images = min(bad)
             tap, channel = layout.find(unit)
             raise MapError(
-                f"model {layout.name!r}: {len(bad)} units with maps that are not finite, the first "
-                f"is tap {layout.taps[tap]!r} channel {channel} (in {images} of "
-                f"{int(state.images)} images)"
+                f"model {layout.model!r}: {len(bad)} units with maps that are not finite, the "
+                f"first is tap {layout.taps[tap]!r} channel {channel} (in {images} images)"
             )
-    for key, total in state.squares.items():
-        if not np.isfinite(np.asarray(total.high)).all():
-            raise MapError(f"the sum of squares of {key} (model/size/common size) overflows")
 
 
 def constant_units(plan: Plan, state: MiningState, name: str) -> np.ndarray:

@@ -33,6 +33,8 @@ class Layout:
       sizes: side of each tap's maps in cells.
       channels: channels that each tap has.
       start, stop: the units of this block; all by default.
+      source: the model whose maps these are, where a model stands in a plan twice (a block of its
+        units as rows, all of them as columns); the layout's own name by default.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Layout:
     channels: tuple[int, ...]
     start: int = 0
     stop: int = -1
+    source: str = ""
 
     def __post_init__(self) -> None:
         if "/" in self.name or not self.name:
@@ -96,6 +99,11 @@ class Layout:
     def __len__(self) -> int:
         """Number of units in this block."""
         return self.stop - self.start
+
+    @property
+    def model(self) -> str:
+        """The model whose maps these are."""
+        return self.source or self.name
 
     @property
     def offsets(self) -> tuple[int, ...]:

@@ -6,9 +6,9 @@
 | dino_resnet50 | self-distillation | `dino_resnet50_pretrain.pth` |
 | dino_vits16, dino_vitb16, dino_vitb8 | self-distillation | `dino_*_pretrain.pth`, or the hub's |
 | mae_vitb16 | masked autoencoding | `mae_pretrain_vit_base.pth`, or the hub's |
-| clip_resnet50 | contrastive, text | state dict of CLIP's or open_clip's RN50 |
+| clip_resnet50 | contrastive, text | OpenAI's `RN50.pt`, or a state dict of it or of open_clip's |
 
-Files are `.safetensors`, or PyTorch files read without executing them.
+Files are `.safetensors`, or PyTorch files and TorchScript archives read without executing them.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from common import torch_reader
 from common.nets import clip_resnet, resnet, vit
+from rosetta.zoo import torchscript
 from rosetta.zoo.images import CLIP, IMAGENET, bicubic, standardise
 from rosetta.zoo.shipped import calibrator
 from rosetta.zoo.tapped import Maps, Tapped
@@ -88,6 +89,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
         return safetensors.numpy.load_file(path)
+    if torchscript.is_archive(path):
+        return torchscript.read_tensors(path)
     found = torch_reader.read(path)
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

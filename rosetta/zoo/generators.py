@@ -20,9 +20,11 @@ from rosetta.zoo.checkpoints import read_tensors
 from rosetta.zoo.tapped import Generator, Maps, edited_outputs
 
 __all__ = [
-    "biggan_deep", "load_biggan_deep", "load_stylegan2", "load_stylegan3", "load_stylegan_xl",
-    "stylegan2_generator", "stylegan3_generator",
+    "SPACES", "biggan_deep", "load_biggan_deep", "load_stylegan2", "load_stylegan3",
+    "load_stylegan_xl", "stylegan2_generator", "stylegan3_generator",
 ]
+
+SPACES = ("z", "w", "w+")
 
 
 def biggan_deep(module: biggan.BigGan, variables: Any, name: str, label: int) -> Generator:
@@ -95,8 +97,7 @@ def stylegan2_generator(
     Raises:
       ValueError: another space.
     """
-    if space not in ("z", "w", "w+"):
-        raise ValueError(f"latent spaces are z, w and w+, not {space!r}")
+    _check_space(space)
     layers = 2 * len(module.sizes())
 
     def run(variables: Any, latents: jax.Array) -> Any:
@@ -172,16 +173,21 @@ def load_stylegan2(
     return stylegan2_generator(module, variables, f"stylegan2_{size}", psi, space)
 
 
-def load_stylegan3(path: str | os.PathLike[str], size: int, config: str = "r") -> Generator:
+def load_stylegan3(
+    path: str | os.PathLike[str], size: int, config: str = "r", space: str = "z",
+    crop: bool = False,
+) -> Generator:
     """StyleGAN3 with the weights of NVIDIA's pickle.
 
     Args:
       path: `stylegan3-...pkl`, or its tensors as safetensors by their official names.
       size: side of the images in pixels.
       config: "t" or "r".
+      space: of the latents, see `stylegan2_generator`.
+      crop: see `stylegan3_generator`.
 
     Raises:
-      ValueError: another configuration.
+      ValueError: another configuration or space.
       PickleError: a file that is no such pickle; nothing in it is executed.
       porting.PortingError: the file belongs to another network; lists what does not fit.
     """
@@ -193,11 +199,13 @@ def load_stylegan3(path: str | os.PathLike[str], size: int, config: str = "r") -
         layers = stylegan3.stylegan3_layers(size)
     module = stylegan3.StyleGan3(layers)
     variables = stylegan3.from_tensors(module, _official(path))
-    return stylegan3_generator(module, variables, f"stylegan3{config}_{size}")
+    name = f"stylegan3{config}_{size}"
+    return stylegan3_generator(module, variables, name, crop=crop, space=space)
 
 
 def load_stylegan_xl(
-    path: str | os.PathLike[str], size: int, label: int, psi: float = 0.7
+    path: str | os.PathLike[str], size: int, label: int, psi: float = 0.7, space: str = "z",
+    crop: bool = False,
 ) -> Generator:
     """StyleGAN-XL on ImageNet with the weights of its pickle.
 
@@ -206,16 +214,19 @@ def load_stylegan_xl(
       size: side of the images in pixels, 16 to 1024.
       label: number of the ImageNet class.
       psi: truncation towards the mean style of the class.
+      space: of the latents, see `stylegan2_generator`.
+      crop: see `stylegan3_generator`.
 
     Raises:
-      ValueError: another size, or no such class.
+      ValueError: another size or space, or no such class.
       PickleError: a file that is no such pickle; nothing in it is executed.
       porting.PortingError: the file belongs to another network; lists what does not fit.
     """
     layers = stylegan3.stylegan_xl_layers(size)
     module = stylegan3.StyleGan3(layers, latent=64, classes=1000)
     variables = stylegan3.from_tensors(module, _official(path))
-    return stylegan3_generator(module, variables, f"stylegan_xl{size}", label, psi)
+    name = f"stylegan_xl{size}"
+    return stylegan3_generator(module, variables, name, label, psi, crop, space)
 
 
 def stylegan3_generator(
@@ -225,6 +236,7 @@ def stylegan3_generator(
     label: int | None = None,
     psi: float = 1.0,
     crop: bool = False,
+    space: str = "z",
 ) -> Generator:
     """StyleGAN3 or StyleGAN-XL, all synthesis maps tapped.
 
@@ -236,18 +248,32 @@ def stylegan3_generator(
       psi: truncation towards the mean style.
       crop: takes the margin of 10 cells off the maps that have one. The published code leaves it
         on, so that these maps are smaller than what the other networks see.
+      space: what its latents are: "z", styles "w" `[style]`, or "w+", a style for the input and
+        each layer `[1 + layers, style]`, both after truncation. The published inversions are in w.
 
     Raises:
-      ValueError: no such class, or a class for a network without.
+      ValueError: another space, no such class, or a class for a network without.
     """
+    _check_space(space)
     if (label is None) != (module.classes == 0) or not 0 <= (label or 0) < max(module.classes, 1):
         raise ValueError(f"class {label} of {module.classes}")
     margins = {layer.name: layer.size > layer.rate for layer in module.layers}
     taps = stylegan3.tap_names(module)
     margins["input"] = module.layers[0].in_size > module.layers[0].in_rate
 
-    def run(variables: Any, z: jax.Array) -> Any:
-        return module.apply(variables, z, None if label is None else jnp.full(len(z), label), psi)
+    rows = 1 + len(module.layers)
+
+    def labels(count: int) -> jax.Array | None:
+        return None if label is None else jnp.full(count, label)
+
+    def run(variables: Any, latents: jax.Array) -> Any:
+        if space == "z":
+            return module.apply(variables, latents, labels(len(latents)), psi)
+        return module.apply(variables, latents, method="synthesise")
+
+    def centre() -> jax.Array:
+        mean: Any = module.apply(variables, labels(1), method="mean")
+        return mean[0]
 
     def cropped(maps: Maps) -> Maps:
         if not crop:
@@ -267,11 +293,26 @@ def stylegan3_generator(
 
     def sample(key: jax.Array, count: int) -> jax.Array:
         if module.classes:
-            return jax.random.truncated_normal(key, -1.0, 1.0, (count, module.latent))
-        return jax.random.normal(key, (count, module.latent))
+            z = jax.random.truncated_normal(key, -1.0, 1.0, (count, module.latent))
+        else:
+            z = jax.random.normal(key, (count, module.latent))
+        if space == "z":
+            return z
+        styles: Any = module.apply(variables, z, labels(count), method="styles")
+        middle = centre().reshape(1, -1)
+        w = middle + psi * (styles - middle)
+        return w if space == "w" else jnp.tile(w[:, None], (1, rows, 1))
 
-    mean = jnp.zeros(module.latent)
+    if space == "z":
+        mean = jnp.zeros(module.latent)
+    else:
+        mean = centre() if space == "w" else jnp.tile(centre(), (rows, 1))
     return Generator(name, apply, variables, taps, sample, mean, edited)
+
+
+def _check_space(space: str) -> None:
+    if space not in SPACES:
+        raise ValueError(f"latent spaces are z, w and w+, not {space!r}")
 
 
 def _official(path: str | os.PathLike[str]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 
 from common import restricted_pickle, torch_reader, torch_tensors
 from common.restricted_pickle import Map, Marker, PickleError
+from rosetta.zoo.records import Allowed, Record
 
 __all__ = ["official_to_rosinality", "read_generator"]
 
@@ -27,53 +28,24 @@ _INERT = (
 )  # fmt: skip
 
 
-class _Record:
-    """An object of the pickle: arguments and state, no behaviour."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: Any = None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Record":
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _persistent(meta: Any) -> _Record:
+def _persistent(meta: Any) -> Record:
     """A module that carries its source: what the official loader makes by executing it."""
-    record = _Record()
+    record = Record()
     if not isinstance(meta, dict) or "state" not in meta:
         raise PickleError("a persistent object without state")
     record.state = meta["state"]
     return record
 
 
-class _Allowed(Mapping[str, Any]):
-    """Tensors and containers as in `common.torch_tensors`, and inert records."""
-
-    def __init__(self, load_storage: Any) -> None:
-        self._known: dict[str, Any] = dict(torch_tensors.ALLOWED) | {
-            "dnnlib.util.EasyDict": Map,
-            "torch_utils.persistence._reconstruct_persistent_obj": Marker(
-                "torch_utils.persistence._reconstruct_persistent_obj", _persistent
-            ),
-            "torch.storage._load_from_bytes": Marker(
-                "torch.storage._load_from_bytes", load_storage
-            ),
-        }
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._known or str(name).startswith(_INERT)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._known.get(name, _Record)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+def _allowed(load_storage: Any) -> Allowed:
+    """Tensors and containers as in `common.torch_tensors`, and records of the releases' classes."""
+    known: dict[str, Any] = {"dnnlib.util.EasyDict": Map}
+    for name, function in (
+        ("torch_utils.persistence._reconstruct_persistent_obj", _persistent),
+        ("torch.storage._load_from_bytes", load_storage),
+    ):
+        known[name] = Marker(name, function)
+    return Allowed(torch_tensors.ALLOWED | known, _INERT)
 
 
 def read_generator(path: str | os.PathLike[str], key: str = "G_ema") -> dict[str, np.ndarray]:
@@ -97,11 +69,11 @@ def read_generator(path: str | os.PathLike[str], key: str = "G_ema") -> dict[str
     def reference(pid: Any) -> Any:
         raise PickleError(f"a reference to something outside the pickle: {pid!r:.80}")
 
-    allowed: Any = _Allowed(load_storage)
+    allowed: Any = _allowed(load_storage)
     try:
         file = io.BytesIO(pathlib.Path(path).read_bytes())
         tree = restricted_pickle.load(file, allowed, reference)
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), _Record):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), Record):
             found = list(tree)[:8] if isinstance(tree, dict) else type(tree).__name__
             raise PickleError(f"no network {key!r}, but {found}")
         build = torch_tensors.builder(storages.__getitem__, "little")
@@ -112,7 +84,7 @@ def read_generator(path: str | os.PathLike[str], key: str = "G_ema") -> dict[str
         raise restricted_pickle.error_of(path, error) from error
 
 
-def _tensors(record: _Record, prefix: str) -> Iterator[tuple[str, Any]]:
+def _tensors(record: Record, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yields (name, placeholder) of all parameters and buffers of a module and its parts."""
     if not isinstance(record.state, dict):
         raise PickleError(f"module {prefix or 'of the network'!r} without state")
@@ -121,7 +93,7 @@ def _tensors(record: _Record, prefix: str) -> Iterator[tuple[str, Any]]:
             if node is not None:
                 yield f"{prefix}{name}", node
     for name, part in record.state.get("_modules", {}).items():
-        if isinstance(part, _Record):
+        if isinstance(part, Record):
             yield from _tensors(part, f"{prefix}{name}.")
 
 

@@ -48,7 +48,7 @@ def dcgan_faces() -> Generator:
 def efficientnet(variant: str, size: int) -> Tapped:
     """EfficientNet-Lite0 or 1, outputs of the blocks.
 
-    Lite0: 16 blocks, 1,808 units, `size` 224 in training; Lite1: 20 blocks, 2,256 units, 240.
+    Lite0: 16 blocks, 1,808 units, `size` 224 in training; Lite1: 21 blocks, 2,256 units, 240.
     """
     module = efficientnet_lite.EfficientNetLite(variant)
 

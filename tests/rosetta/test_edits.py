@@ -147,6 +147,7 @@ def test_metrics_are_scikit_image_s():
         np.testing.assert_allclose(metrics.ssim(x, y)[i], similar, rtol=1e-6)
         ratio = peak_signal_noise_ratio(a[i], b[i], data_range=255)
         np.testing.assert_allclose(metrics.psnr(x, y)[i], ratio, rtol=1e-6)
+    assert set(metrics.image_metrics(None, first, second)) == {"psnr", "ssim"}  # too small
     with pytest.raises(ValueError, match="are not in"):
         metrics.image_metrics(None, first * 2, second)
     with pytest.raises(ValueError, match="SSIM needs 7 x 7 pixels"):

@@ -100,6 +100,35 @@ def test_inversion_in_styles(space):
     assert (found.losses[-1] < 0.3 * found.losses[0]).all()
 
 
+@pytest.mark.parametrize("label", [None, 1])
+def test_spaces_of_stylegan3(label):
+    """As above, with and without classes, whose mean styles differ."""
+    module, variables = small_stylegan3()
+    if label is not None:
+        module = module.copy(classes=3, embedding=4)
+        z = np.zeros((1, 5), np.float32)
+        variables = dict(module.init(jax.random.key(0), z, np.zeros(1, np.int32)))
+    params = dict(variables["params"])
+    params["w_avg"] = random.normal(size=params["w_avg"].shape).astype(np.float32)
+    made = {
+        space: generators.stylegan3_generator(
+            module, {"params": params}, "g", label, 0.7, space=space
+        )
+        for space in generators.SPACES
+    }
+    latents = {space: g.sample(jax.random.key(2), 2) for space, g in made.items()}
+    rows = 1 + len(module.layers)
+    assert [latents[s].shape for s in made] == [(2, 5), (2, 6), (2, rows, 6)]
+    assert [g.mean.shape for g in made.values()] == [(5,), (6,), (rows, 6)]
+    images = {s: jax.jit(g.apply)(g.params, latents[s])[0] for s, g in made.items()}
+    for space in ("w", "w+"):
+        np.testing.assert_allclose(images[space], images["z"], atol=2e-5)
+    middle = params["w_avg"] if label is None else params["w_avg"][label]
+    np.testing.assert_allclose(made["w"].mean, middle)
+    with pytest.raises(ValueError, match=r"spaces are z, w and w\+, not 'S'"):
+        generators.stylegan3_generator(module, variables, "g", label, space="S")
+
+
 def test_margins_are_cropped():
     module, variables = small_stylegan3()
     whole = generators.stylegan3_generator(module, variables, "g").layout()

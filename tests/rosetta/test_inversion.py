@@ -158,3 +158,21 @@ def test_mistakes_are_named(given):
             wrong, jnp.ones((2, 4)), targets, np.zeros((2, 16, 16, 3)), Weights.of(2, pixel=1.0),
             Settings(1),
         )  # fmt: skip
+
+
+def test_parts_are_the_whole(given):
+    """Inversion in parts of a bounded number of images equals that of all at once."""
+    layout, statistics = given
+    model = toy.generator()
+    images, _ = model.apply(model.params, model.sample(jax.random.key(8), 5))
+    wanted = list(random.normal(size=(2, 5, 8, 8)))
+    targets = inversion.make_targets(layout, statistics, [0, 2], wanted)
+    start = model.sample(jax.random.key(9), 5)
+    weights = Weights.of(5, pixel=1.0, prior=0.5)
+    arguments = (model, start, targets, images, weights, Settings(4, 0.05), start)
+    whole = inversion.invert(*arguments)
+    parts = inversion.invert(*arguments, most=2)
+    for field in ("latents", "images", "losses", "before", "after"):
+        first, second = (np.asarray(getattr(x, field)) for x in (whole, parts))
+        assert first.shape == second.shape
+        np.testing.assert_allclose(first, second, atol=2e-5)

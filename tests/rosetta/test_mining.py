@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import rosetta.mined
 from common.sharding import batch_sharding, make_mesh, place
 from common.storage import load_arrays, save_arrays
 from rosetta import mining, neighbours, tables
@@ -174,6 +175,7 @@ def test_constant_units_score_zero():
 
 def test_bad_input_is_named():
     maps = activations(8)
+    del maps["vit"]
     plan = plan_of(maps, (("gan", "net"),))
     update = mining.make_update(plan)
     state = mining.init(plan, maps)
@@ -188,11 +190,19 @@ def test_bad_input_is_named():
         update(state, {**maps, "net": {**maps["net"], "layer1": maps["net"]["layer1"][..., 1:]}})
     with pytest.raises(MapError, match="'layer1': maps of 14 x 13 cells are not square"):
         Layout.of("net", {"layer1": maps["net"]["layer1"][:, :, 1:]})
+    names = {"gan": range(8), "net": range(8)}
+    moved = {**names, "net": [0, 1, 2, 4, 3, 5, 6, 7]}
+    with pytest.raises(MapError, match="different images: number 3 is 3 for 'gan' and 4 for 'net'"):
+        update(state, maps, images=moved)
+    with pytest.raises(MapError, match="'net': 7 names of 8 images"):
+        update(state, maps, images={**names, "net": range(7)})
+    with pytest.raises(MapError, match="'net' has no names of its images; there are .'gan'"):
+        update(state, maps, images={"gan": range(8)})
     broken = jax.tree.map(np.copy, maps)
     broken["net"]["layer2"][5, 1, 2, 3] = np.nan
     broken["net"]["layer2"][6, 1, 2, 3] = np.inf
-    state = update(state, broken)
-    message = "'net': 1 units .* tap 'layer2' channel 3 .in 2 of 8 images"
+    state = update(state, broken, images=names)
+    message = "'net': 1 units .* tap 'layer2' channel 3 .in 2 images"
     with pytest.raises(MapError, match=message):
         tables.correlations(plan, state, ("gan", "net"))
     with pytest.raises(KeyError, match="no permuted table"):
@@ -207,3 +217,40 @@ def test_unit_statistics(mined):
         np.testing.assert_allclose(mean, np.concatenate([x.mean(0) for x in flat]), rtol=1e-4,
                                    atol=1e-4)  # fmt: skip
         np.testing.assert_allclose(deviation, np.concatenate([x.std(0) for x in flat]), rtol=1e-4)
+
+
+def test_a_run_in_blocks_is_the_run(mined, tmp_path):
+    """Passes over blocks of the generator's units, joined and saved, equal one pass."""
+    maps, plan, state = mined
+    whole = rosetta.mined.reduced(plan, state, 4)
+    blocks = rosetta.mined.row_blocks(plan, 5)
+    assert [len(block.layout("gan")) for block in blocks] == [5, 5, 2]
+    assert rosetta.mined.row_blocks(plan, 0) == rosetta.mined.row_blocks(plan, 12) == [plan]
+    parts = []
+    for index, block in enumerate(blocks):
+        found = rosetta.mined.reduced(block, mine(block, maps, [8] * 3), 4)
+        path = rosetta.mined.save(tmp_path / f"{index}.safetensors", found)
+        parts.append(rosetta.mined.load(path))
+        assert parts[-1].plan == block
+    together = rosetta.mined.joined(plan, parts)
+    assert set(together.neighbours) == set(whole.neighbours) and together.images == IMAGES
+    assert len(whole.neighbours) == 9  # three pairs, each with two exchanges
+    for key, expected in whole.neighbours.items():
+        found = together.neighbours[key]
+        for field in ("rows", "columns", "row_partners", "column_partners"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+        np.testing.assert_allclose(found.row_scores, expected.row_scores, atol=1e-6)
+        np.testing.assert_allclose(found.column_scores, expected.column_scores, atol=1e-6)
+    assert set(together.means) == set(maps)
+    for name in maps:
+        np.testing.assert_allclose(together.means[name], whole.means[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(together.deviations[name], whole.deviations[name], rtol=1e-5)
+    near = together.nearest(("gan", "net"), 2, 1)
+    expected = whole.neighbours["gan", "net", 1].best(2)
+    np.testing.assert_allclose(near.row_scores, expected.row_scores, atol=1e-6)
+    with pytest.raises(ValueError, match="5 partners of the 4 that were kept"):
+        together.nearest(("gan", "net"), 5)
+    with pytest.raises(KeyError, match="permutation 2, is not among"):
+        together.nearest(("gan", "net"), 1, 2)
+    with pytest.raises(ValueError, match="10 rows of 12"):
+        rosetta.mined.joined(plan, parts[:2])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from rosetta import reference, resize
+from rosetta.units import MapError
 from tests.rosetta.maps import activations, plan_of
 
 pytestmark = pytest.mark.parity
@@ -86,3 +87,14 @@ def test_published_score():
         np.testing.assert_allclose(actual, expected, atol=1e-5)
         assert np.abs(expected).max() > 0.5
     assert not reference.table(plan, state, ("gan", "net"))[:, 6].any()
+
+
+def test_units_that_are_not_finite_are_named():
+    """The published code gives such a unit score 0 with everything."""
+    maps = activations(4)
+    plan = plan_of(maps, (("gan", "net"),))
+    maps["net"]["layer2"][2, 1, 1, 4] = np.nan
+    statistics = reference.stats(plan, reference.init_stats(plan), maps)
+    state = reference.score(plan, reference.init_score(plan), statistics, maps)
+    with pytest.raises(MapError, match="'net': 1 units .* tap 'layer2' channel 4 .in 1 images"):
+        reference.table(plan, state, ("gan", "net"))

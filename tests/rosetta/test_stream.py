@@ -1,5 +1,7 @@
 """One pass from latents to sums: resumed, on several devices, and with the wrong file."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,15 @@ def test_devices_do_not_matter(networks, tmp_path):
     assert len(state.products["gan/net/8/8"].high.sharding.device_set) == 4
     first, second = (tables.correlations(plain, s, ("gan", "net")) for s in (expected, state))
     np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_sums_of_other_images_are_not_continued(networks, tmp_path):
+    """The plan's shapes fit; another seed, batch size or other weights must not be mixed in."""
+    plan, generator, models = networks
+    path = tmp_path / "sums.safetensors"
+    stream.mine(*networks, 1, 4, path=path)
+    other = dataclasses.replace(models[0], params=models[0].params * np.float32(1.5))
+    for wrong in ((models, 4, 1), (models, 8, 0), ((other,), 4, 0)):
+        with pytest.raises(ValueError, match=r"sums.safetensors holds the sums of other images or"):
+            stream.mine(plan, generator, wrong[0], 3, wrong[1], wrong[2], path)
+    assert int(stream.mine(*networks, 2, 4, path=path).images) == 8
