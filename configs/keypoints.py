@@ -4,8 +4,10 @@ Paper:    Sun et al., "BKinD-3D: Self-Supervised 3D Keypoint Discovery from Mult
           CVPR 2023.
 Command:  python launch.py --config=configs/keypoints.py
 Cost and numbers: keypoints/README.md.
-Variants: smoke (CI), rodent (MuJoCo's rodent, extra `sim`), pose2sim (real people, four cameras),
-          gpu (128 pixels, 64^3 voxels), folder (your own videos: --config.data.path, .calibration).
+Variants: smoke (CI); rodent, humanoid, fly (MuJoCo's, extra `sim`); pose2sim (a real person before
+          four cameras); folder (your own videos: --config.data.path, --config.data.calibration);
+          rat7m, human36m (your copies of these, see the files in keypoints/);
+          gpu (128 pixels, 64^3 voxels); published (the paper's sizes and objective, also for one).
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seed = 0
     config.data = ConfigDict(
         dict(
-            source="capsules",  # capsules, rodent, pose2sim or folder
-            subjects=5,  # capsules and rodent: animals or clips
+            source="capsules",  # see `keypoints.data.SOURCES`
+            subjects=5,  # animals, or clips of MuJoCo's
             frames=300,  # of each
             views=4,
             size=64,  # pixels
@@ -29,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
             calibration="",  # folder: see keypoints/calibration.py
             unit="mm",  # folder: of the calibration
             joints="",  # folder: known joints of all frames, .csv or .npy, to compare with
-            stride=1,  # folder and pose2sim: every n-th frame
+            stride=1,  # folder, pose2sim and rat7m: every n-th frame
             motion=0.08,  # smallest change of a moving pixel, in [0, 1]
         )
     )
@@ -47,11 +49,16 @@ def get_config(variant: str = "") -> ConfigDict:
             keypoints=12,
             voxels=24,
             features=16,
+            backbone="small",  # small or resnet
             encoder=(16, 24, 32, 48),
             blocks=1,
+            stages=(3, 4, 6, 3),  # resnet: 50 layers
+            stem=64,
             pyramid=32,
             volume=(16, 32, 64),
             front_kernel=3,
+            front_blocks=0,
+            full_volume=False,
             decoder=(48, 32, 24, 16),
             sigmas=(0.0, 0.0, 0.1, 0.06),  # 0: not drawn at this level of the decoder
             aggregation="softmax",  # softmax, sum, mean or confidence
@@ -60,6 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict(
         dict(
             num_steps=400,
+            encoder_weights="",  # resnet: a file of ImageNet weights, torchvision's names or timm's
             batch_size=3,
             learning_rate=2e-3,
             warmup=30,
@@ -118,6 +126,8 @@ _CHANGES: dict[str, dict] = {
         evaluate=dict(by_views=False),
     ),
     "rodent": dict(data=dict(source="rodent", subjects=4, frames=400)),
+    "humanoid": dict(data=dict(source="humanoid", subjects=4, frames=400)),
+    "fly": dict(data=dict(source="fly", subjects=4, frames=400)),
     "pose2sim": dict(
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
@@ -127,6 +137,14 @@ _CHANGES: dict[str, dict] = {
     "folder": dict(
         data=dict(source="folder"), split=dict(test_subjects=0, later=0.2),
         supervised=dict(num_steps=0),
+    ),
+    "rat7m": dict(
+        data=dict(source="rat7m", size=96, stride=12),
+        split=dict(test_subjects=0, later=0.2, gap_seconds=0.5),
+    ),
+    "human36m": dict(
+        data=dict(source="human36m", size=96, rate=50.0),
+        split=dict(test_subjects=0, later=0.2, gap_seconds=0.4),
     ),
     "gpu": dict(
         data=dict(subjects=12, frames=600, size=128),
@@ -141,5 +159,25 @@ _CHANGES: dict[str, dict] = {
         ),
         baseline=dict(num_steps=12_000),
         supervised=dict(num_steps=6000, warmup=300),
+    ),
+    "published": dict(
+        data=dict(size=256),
+        split=dict(gap_seconds=0.4),  # 20 frames at 50 Hz
+        model=dict(
+            keypoints=15, voxels=64, features=32, backbone="resnet",
+            encoder=(256, 512, 1024, 2048), pyramid=256,
+            volume=(32, 64, 128, 128, 128, 128), front_kernel=7, front_blocks=3,
+            full_volume=True,
+            decoder=(1024, 512, 256, 128, 64, 64),
+            sigmas=(0.316, 0.316, 0.1, 0.1, 0.0316, 0.0),
+        ),
+        train=dict(
+            num_steps=20_000, batch_size=1, learning_rate=3e-4, warmup=500, separation=0.1,
+            separation_sigma=0.08, length=1.0, length_start=8000, length_ramp=1, rotation=0.0,
+            silhouette=0.0, coverage=0.0, overlap=0.0, turn=False, perceptual=1.0,
+            view_dropout=0.0, checkpoint_every=1000,
+        ),
+        baseline=dict(num_steps=0),
+        supervised=dict(num_steps=0),
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from common import checkpoint, distributed, loop, pipeline, rng, sharding, stora
 from common.config import ConfigError
 from common.nets import lpips
 from common.writer import Writer
-from keypoints import data, train, volume
+from keypoints import data, pretrained, train, volume
 from keypoints.cameras import Cameras
 from keypoints.models import KeypointNet, ModelConfig, init
 
@@ -62,8 +62,7 @@ def find_volume(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     recording = data.Recording.load(inputs["record"] / RECORDING)
     rig = recording.calibration.cameras
     if config.side:
-        axes = volume.rig_axes(rig) if config.axes == "rig" else np.eye(3)
-        found = volume.Volume(np.asarray(config.centre, float), float(config.side), axes)
+        found = volume.by_hand(rig, config.centre, config.side, config.axes)
     else:
         masks = load_masks(inputs["record"])
         sample = masks[:: max(1, len(masks) // 256)]
@@ -108,6 +107,10 @@ def fit(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
     key = rng.stream(jax.random.key(config.seed), "init")
     params = init(model, key, recording.images.shape[2:4], cameras)
+    if config.train.encoder_weights:
+        params = {**params, "encoder": pretrained.load(config.train.encoder_weights, model.config)}
+    elif model.config.backbone == "resnet":
+        print("config.train.encoder_weights is empty: the ResNet starts from random weights")
     state = train.init_state(params, own)
     writer = Writer(out)
     checkpointer = checkpoint.Checkpointer(out / "checkpoints", keep=1)

@@ -85,15 +85,18 @@ def _build(
         raise CalibrationError(f"{path} has no cameras")
     if len(set(names)) != len(names):
         raise CalibrationError(f"{path} has two cameras of one name: {', '.join(names)}")
-    lenses = [np.ravel(part["distortion"]).astype(float) for part in parts]
-    if max(map(len, lenses)) > 5:
-        raise CalibrationError(f"{path}: {max(map(len, lenses))} lens coefficients, at most 5")
     try:
+        lenses = [np.ravel(part["distortion"]).astype(float) for part in parts]
+        if max(map(len, lenses)) > 5:
+            raise ValueError(f"{max(map(len, lenses))} lens coefficients, at most 5")
+        sizes = [np.ravel(part["size"]).astype(float) for part in parts]
+        if any(len(size) != 2 for size in sizes):
+            raise ValueError(f"a size is (width, height), found {[s.tolist() for s in sizes]}")
         cameras = Cameras.create(
             np.stack([part["matrix"] for part in parts]),
             np.stack([part["rotation"] for part in parts]),
             np.stack([np.ravel(part["translation"]) for part in parts]),
-            np.stack([part["size"] for part in parts]),
+            np.stack(sizes),
             np.stack([np.pad(lens, (0, 5 - len(lens))) for lens in lenses]),
             np.asarray([part.get("fisheye", False) for part in parts]),
         )
@@ -118,16 +121,20 @@ def read_toml(path: Path) -> Calibration:
         if missing:
             raise CalibrationError(f"{path}: section [{title}] lacks {', '.join(sorted(missing))}")
         names.append(str(section.get("name", title)))
-        parts.append(
-            dict(
-                matrix=np.asarray(section["matrix"], float),
-                distortion=section["distortions"],
-                rotation=Rotation.from_rotvec(np.ravel(section["rotation"])).as_matrix(),
-                translation=section["translation"],
-                size=section["size"],
-                fisheye=bool(section.get("fisheye", False)),
+        try:
+            turn = np.ravel(np.asarray(section["rotation"], float))
+            parts.append(
+                dict(
+                    matrix=np.asarray(section["matrix"], float),
+                    distortion=section["distortions"],
+                    rotation=Rotation.from_rotvec(turn).as_matrix(),
+                    translation=section["translation"],
+                    size=section["size"],
+                    fisheye=bool(section.get("fisheye", False)),
+                )
             )
-        )
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{path}: section [{title}]: {error}") from error
     return _build(path, names, parts)
 
 
@@ -157,8 +164,7 @@ def read_qualisys(path: Path) -> Calibration:
 
     Intrinsics and lens coefficients are in 1/64 pixel units, rotations are written by columns, and
     the camera looks along its negative z axis with y up. Cameras without a video image (markers
-    only) are left out. The decoding follows Pose2Sim's reader; it is tested on files written by the
-    same definition only, not yet on real video.
+    only) are left out. The decoding follows Pose2Sim's reader.
     """
     path = pathlib.Path(path)
     try:
@@ -179,12 +185,15 @@ def read_qualisys(path: Path) -> Calibration:
             text = tag.get(key)
             if text is None:
                 raise CalibrationError(f"{path}: camera {name} has no {key}")
-            return float(text)
+            try:
+                return float(text)
+            except ValueError as error:
+                raise CalibrationError(f"{path}: camera {name}, {key}: {error}") from error
 
         left, top, right, bottom = (number(view, k) for k in ("left", "top", "right", "bottom"))
         focal = [number(lens, f"focalLength{axis}") / 64 for axis in "UV"]
         centre = [number(lens, f"centerPoint{axis}") / 64 for axis in "UV"]
-        skew = float(lens.get("skew", 0.0)) / 64
+        skew = number(lens, "skew") / 64 if lens.get("skew") else 0.0
         keys = ("radialDistortion1", "radialDistortion2", "tangentalDistortion1",
                 "tangentalDistortion2", "radialDistortion3")  # fmt: skip
         to_world = np.array([[number(place, f"r{i}{j}") for j in (1, 2, 3)] for i in (1, 2, 3)]).T
@@ -196,7 +205,7 @@ def read_qualisys(path: Path) -> Calibration:
                 matrix=np.array(
                     [[focal[0], skew, centre[0] - left], [0, focal[1], centre[1] - top], [0, 0, 1]]
                 ),
-                distortion=[float(lens.get(key, 0.0)) / 64 for key in keys],
+                distortion=[number(lens, k) / 64 if lens.get(k) else 0.0 for k in keys],
                 rotation=rotation,
                 translation=-rotation @ position,
                 size=[right - left + 1, bottom - top + 1],
@@ -240,6 +249,11 @@ def read_dannce(path: Path, size: Sequence[int] | None = None) -> Calibration:
     return _build(path, names, parts, size is not None)
 
 
+def _guess(matrix: np.ndarray) -> np.ndarray:
+    """Size (width, height) of the image whose centre is the principal point."""
+    return np.maximum(1.0, np.round(2 * matrix[:2, 2] + 1))
+
+
 def _dannce_camera(entry: Any, fields: Sequence[str], size: Sequence[int] | None) -> dict[str, Any]:
     """One camera for `_build`; `fields` are the names of K, lens (twice), rotation, translation."""
     numbers = (np.asarray(getattr(entry, name), float) for name in fields)
@@ -252,7 +266,7 @@ def _dannce_camera(entry: Any, fields: Sequence[str], size: Sequence[int] | None
         distortion=np.concatenate([radial[:2], tangential[:2], third]),
         rotation=turn.T,
         translation=np.ravel(shift),
-        size=size if size is not None else np.round(2 * matrix[:2, 2] + 1),
+        size=size if size is not None else _guess(matrix),
     )
 
 
@@ -295,8 +309,8 @@ def read_jarvis(folder: Path, size: Sequence[int] | None = None) -> Calibration:
     folder = pathlib.Path(folder)
     names, parts = [], []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-        text = re.sub(r"\A%YAML[^\n]*\n(---\n)?", "", path.read_text(encoding="utf-8"))
         try:
+            text = re.sub(r"\A%YAML[^\n]*\n(---\n)?", "", path.read_text(encoding="utf-8"))
             nodes: dict[str, Any] = yaml.load(text, _OpenCvLoader)  # noqa: S506  (a safe loader)
             matrix = nodes["intrinsicMatrix"].T
             parts.append(
@@ -305,7 +319,7 @@ def read_jarvis(folder: Path, size: Sequence[int] | None = None) -> Calibration:
                     distortion=nodes["distortionCoefficients"],
                     rotation=nodes["R"].T,
                     translation=nodes["T"],
-                    size=size if size is not None else np.round(2 * matrix[:2, 2] + 1),
+                    size=size if size is not None else _guess(matrix),
                 )
             )
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -55,8 +55,8 @@ class Cameras(struct.PyTreeNode):
             fisheye: bool, for all cameras or `[...]`.
 
         Raises:
-            ValueError: shapes do not fit, a value is not finite, a focal length is not positive, or
-                a rotation is not orthonormal with determinant 1 (tolerance 1e-3).
+            ValueError: shapes do not fit, a value is not finite, a size or a focal length is not
+                positive, or a rotation is not orthonormal with determinant 1 (tolerance 1e-3).
         """
         matrix = np.asarray(matrix, float)
         lead = matrix.shape[:-2]
@@ -77,6 +77,8 @@ class Cameras(struct.PyTreeNode):
         ):  # fmt: skip
             if not np.isfinite(value).all():
                 raise ValueError(f"camera {name} is not finite: {value}")
+        if (size < 1).any():
+            raise ValueError(f"an image has no pixels: size {size.tolist()}")
         if (matrix[..., [0, 1], [0, 1]] <= 0).any():
             raise ValueError(f"a focal length is not positive: {matrix[..., [0, 1], [0, 1]]}")
         square = rotation @ np.swapaxes(rotation, -1, -2)
@@ -137,6 +139,21 @@ def _distort(x: Array, k: Array, fisheye: Array) -> Array:
     return jnp.where(fisheye, _distort_fisheye(x, k), _distort_pinhole(x, k))
 
 
+def _is_unique(x: Array, k: Array, fisheye: Array) -> Array:
+    """Whether the lens still moves points outwards between the axis and normalised `x` `[2]`.
+
+    Beyond the angle at which r (1 + k1 r^2 + ...) turns back, the polynomial images what the real
+    lens cannot see, in the middle of the picture. Its slope is sampled at eight places.
+    """
+    squared = x[0] * x[0] + x[1] * x[1]
+    angle = jnp.square(jnp.arctan(jnp.sqrt(jnp.where(squared > 0, squared, 1.0))))
+    s = jnp.where(fisheye, jnp.where(squared > 0, angle, 0.0), squared)
+    s = s * jnp.arange(1, 9, dtype=x.dtype) / 8.0
+    third, fourth = jnp.where(fisheye, k[2], k[4]), jnp.where(fisheye, k[3], 0.0)
+    slope = 1.0 + s * (3.0 * k[0] + s * (5.0 * k[1] + s * (7.0 * third + s * 9.0 * fourth)))
+    return jnp.all(slope > 0)
+
+
 def _undistort_pinhole(target: Array, k: Array) -> Array:
     """Newton's method from the distorted point; quadratic where the lens is monotonic."""
 
@@ -183,7 +200,8 @@ def project(cameras: Cameras, points: Array) -> tuple[Array, Array]:
 
     Returns:
         (pixels `[..., n, 2]`, depths `[..., n]` along the viewing direction). A point whose depth
-        is not positive lies behind the camera: its pixel is finite and means nothing.
+        is not positive cannot be seen, its pixel is finite and means nothing: it lies behind the
+        camera, or (depth -inf) beyond the angle at which the lens's polynomial turns back.
     """
     points = jnp.asarray(points)
 
@@ -194,6 +212,8 @@ def project(cameras: Cameras, points: Array) -> tuple[Array, Array]:
         safe = jnp.where(depth > 0, depth, 1.0)
         flat = local[:, :2] / safe[:, None]
         bent = jax.vmap(lambda x: _distort(x, camera.distortion, camera.fisheye))(flat)
+        unique = jax.vmap(lambda x: _is_unique(x, camera.distortion, camera.fisheye))(flat)
+        depth = jnp.where((depth > 0) & ~unique, -jnp.inf, depth)
         pixels = jnp.einsum("ij,nj->ni", camera.matrix[:2, :2], bent, precision=_HIGHEST)
         return pixels + camera.matrix[:2, 2][None], depth
 
@@ -261,7 +281,8 @@ def triangulate(cameras: Cameras, pixels: Array, weights: Array | None = None) -
 
     Args:
         cameras: `[views]`.
-        pixels: `[views, n, 2]`; a view in which a coordinate is NaN has weight 0.
+        pixels: `[views, n, 2]`; a view in which a coordinate is NaN has weight 0, and so has one
+            whose lens images nothing within a pixel of it (see `undistort`).
         weights: `[views, n]`, not negative; None gives every view weight 1.
 
     Returns:
@@ -270,8 +291,10 @@ def triangulate(cameras: Cameras, pixels: Array, weights: Array | None = None) -
     pixels = jnp.asarray(pixels)
     seen = jnp.isfinite(pixels).all(axis=-1)
     given = jnp.ones(seen.shape, pixels.dtype) if weights is None else jnp.asarray(weights)
-    given = jnp.where(seen, given, 0.0)
-    flat, _ = undistort(cameras, jnp.where(seen[..., None], pixels, 0.0))
+    flat, residual = undistort(cameras, jnp.where(seen[..., None], pixels, 0.0))
+    inverted = residual <= 1.0
+    given = jnp.where(seen & inverted, given, 0.0)
+    flat = jnp.where(inverted[..., None], flat, 0.0)
     centres = cameras.centres
     origin = centres.mean(axis=0)
     spread = jnp.linalg.norm(centres - origin[None], axis=1).mean()

@@ -1,7 +1,7 @@
 """Synchronised recordings of one animal by several calibrated cameras, their split and their pairs.
 
-A recording comes from a renderer here (`capsules`, `rodent`), from the registry (`pose2sim`) or
-from a user's own files (`keypoints.recordings`).
+A recording comes from a renderer (`capsules` here, `keypoints.simulation`), from the registry
+(`pose2sim`) or from a user's own files (`keypoints.recordings`).
 """
 
 import dataclasses
@@ -53,6 +53,8 @@ class Recording:
                 "images must be uint8 [frames, views, height, width, 3], got"
                 f" {self.images.dtype} {self.images.shape}"
             )
+        if views < 2:
+            raise ValueError("a recording of one view: places in space need two or more")
         if views != len(self.calibration.names):
             raise ValueError(f"{views} views for {len(self.calibration.names)} calibrated cameras")
         sizes = np.asarray(self.calibration.cameras.size)
@@ -134,11 +136,11 @@ def capsules(config: ConfigDict, seed: int) -> Recording:
     )  # fmt: skip
 
 
-def rodent(config: ConfigDict, seed: int) -> Recording:
-    """MuJoCo's rodent; needs the extra `sim`."""
+def simulated(config: ConfigDict, seed: int) -> Recording:
+    """MuJoCo's animals and humanoid; need the extra `sim`."""
     from keypoints import simulation
 
-    return simulation.rodent(config, seed)
+    return simulation.recording(config, seed)
 
 
 def pose2sim(config: ConfigDict, seed: int) -> Recording:
@@ -157,11 +159,31 @@ def folder(config: ConfigDict, seed: int) -> Recording:
     return recordings.load(config)
 
 
+def rat7m(config: ConfigDict, seed: int) -> Recording:
+    """One day of Rat7M, from the user's copy."""
+    from keypoints import rat7m as loader
+
+    del seed
+    return loader.load(config)
+
+
+def human36m(config: ConfigDict, seed: int) -> Recording:
+    """One subject of Human3.6M, from the user's copy."""
+    from keypoints import human36m as loader
+
+    del seed
+    return loader.load(config)
+
+
 SOURCES: dict[str, Callable[[ConfigDict, int], Recording]] = {
     "capsules": capsules,
-    "rodent": rodent,
+    "rodent": simulated,
+    "humanoid": simulated,
+    "fly": simulated,
     "pose2sim": pose2sim,
     "folder": folder,
+    "rat7m": rat7m,
+    "human36m": human36m,
 }
 
 
@@ -184,7 +206,7 @@ def split(recording: Recording, test_subjects: int, later: float) -> Split:
     """Holds out the last `test_subjects` subjects and the last share `later` of other sequences.
 
     Raises:
-        ValueError: nobody or nothing is left to train on.
+        ValueError: nobody or nothing is left to train on, or to test on.
     """
     subjects = np.unique(recording.subject)
     if test_subjects >= len(subjects):
@@ -199,6 +221,11 @@ def split(recording: Recording, test_subjects: int, later: float) -> Split:
     )
     if not len(found.train):
         raise ValueError(f"holding out {later} of each sequence leaves no training frames")
+    if not len(found.later) + len(found.unseen):
+        raise ValueError(
+            f"no frame is held out: {test_subjects} test subjects, {later} of sequences of"
+            f" {np.bincount(recording.sequence).tolist()} frames"
+        )
     return found
 
 

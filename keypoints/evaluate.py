@@ -1,5 +1,6 @@
 """What a trained network is worth: errors after regression, controls, label-free measures."""
 
+import logging
 from typing import Any
 
 import jax
@@ -11,12 +12,40 @@ from keypoints.cameras import Cameras
 from keypoints.models import KeypointNet, Keypoints
 from keypoints.predict import predict
 
+_LOG = logging.getLogger(__name__)
+
 
 def project(points: np.ndarray, cameras: Cameras) -> np.ndarray:
-    """Keypoints `[frames, keypoints, 3]` as pixels `[frames, views, keypoints, 2]`."""
+    """Keypoints `[frames, keypoints, 3]` as pixels `[frames, views, keypoints, 2]`.
+
+    NaN where a camera cannot see the point: behind it, or beyond its lens.
+    """
     frames, count, _ = points.shape
-    pixels, _ = jax.jit(cameras_lib.project)(cameras, points.reshape(-1, 3).astype(np.float32))
-    return np.asarray(pixels).reshape(-1, frames, count, 2).transpose(1, 0, 2, 3)
+    flat = points.reshape(-1, 3).astype(np.float32)
+    pixels, depth = (np.asarray(x) for x in jax.jit(cameras_lib.project)(cameras, flat))
+    pixels = np.where(depth[..., None] > 0, pixels, np.nan)
+    return pixels.reshape(-1, frames, count, 2).transpose(1, 0, 2, 3)
+
+
+def hidden_share(pixels: np.ndarray) -> float:
+    """Share of projections from `project` that no camera could see, logged where there are any.
+
+    Args:
+        pixels: `[frames, views, keypoints, 2]`.
+    """
+    share = float(np.isnan(pixels).any(axis=-1).mean())
+    if share:
+        _LOG.warning(
+            "%.1f %% of the projections lie behind a camera or beyond its lens: they are not drawn"
+            " and count as outside of what moves", 100 * share
+        )
+    return share
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of the finite values; None where there are none."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
 
 
 def errors(
@@ -39,7 +68,7 @@ def leave_one_view_out(
     images: np.ndarray,
     cameras: Cameras,
     found: Keypoints,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Label-free consistency: keypoints found without a view against those found with all.
 
     Args:
@@ -48,9 +77,10 @@ def leave_one_view_out(
         found: keypoints from all views.
 
     Returns:
-        `pixels`: mean distance in the left-out view; `sides`: mean distance in space, in sides of
-        the volume; `spread_pixels`: standard deviation over frames of a keypoint in a view, the
-        size of what the first number has to be compared with.
+        `pixels`: mean distance in the left-out view, of points that it can see; `sides`: mean
+        distance in space, in sides of the volume; `spread_pixels`: standard deviation over frames
+        of a keypoint in a view, the size of what the first number has to be compared with. None
+        where no point is seen.
     """
     views = images.shape[1]
     everything = project(found.points, cameras)
@@ -60,13 +90,13 @@ def leave_one_view_out(
         present[:, view] = 0.0
         without = predict(model, params, images, cameras, present)
         own = project(without.points, cameras)[:, view]
-        pixels.append(np.linalg.norm(own - everything[:, view], axis=-1).mean())
+        pixels.append(np.linalg.norm(own - everything[:, view], axis=-1).ravel())
         sides.append(np.linalg.norm(without.points - found.points, axis=-1).mean() / 2)
-    spread = np.sqrt(everything.var(axis=0).sum(axis=-1)).mean()
+    spread = np.sqrt(everything.var(axis=0).sum(axis=-1))  # NaN where a point once left the view
     return {
-        "pixels": float(np.mean(pixels)),
+        "pixels": _mean(np.concatenate(pixels)),
         "sides": float(np.mean(sides)),
-        "spread_pixels": float(spread),
+        "spread_pixels": _mean(spread),
     }
 
 

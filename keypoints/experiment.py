@@ -15,7 +15,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages of `configs/keypoints.py` in `workdir`; finished ones are skipped."""
     stages = Pipeline(workdir)
     alone = functools.partial(stages.stage, everywhere=False)
-    alone("record", build.record, ConfigDict({"data": config.data, "seed": config.seed}))
+    recording = ConfigDict({"data": config.data, "seed": config.seed})
+    alone("record", build.record, recording, version=2)
     alone("volume", build.find_volume, config.volume, ("record",))
     training = {name: config[name] for name in ("model", "train", "split", "mesh", "seed")}
     rig = ("record", "volume")
@@ -32,12 +33,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         stages.stage("supervised", supervised.fit, settings, rig)
         needs = (*needs, "supervised")
     evaluation = ConfigDict({"split": config.split, **config.evaluate})
-    alone("measure", measure.measure, evaluation, needs)
-    alone("report", report.report, ConfigDict({"split": config.split}), (*rig, "train", "measure"))
+    alone("measure", measure.measure, evaluation, needs, version=2)
+    shown = (*rig, "train", "measure")
+    alone("report", report.report, ConfigDict({"split": config.split}), shown, version=2)
     if distributed.is_main():
         exports = [p.name for p in sorted((workdir / "stages" / "measure").glob("keypoints.*"))
                    if p.suffix != ".safetensors"]
-        files = ("results.json", *exports)
-        page = publish(
-            workdir, "train/model.safetensors", *(f"measure/{name}" for name in files))
+        files = [f"measure/{name}" for name in ("results.json", *exports)]
+        if (workdir / "stages" / "report" / "overlay.mp4").exists():
+            files.append("report/overlay.mp4")
+        page = publish(workdir, "train/model.safetensors", *files)
         print(f"report: {page}")

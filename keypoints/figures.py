@@ -29,7 +29,7 @@ def overlay(
 
     Args:
         image: uint8 `[height, width, 3]`.
-        pixels: `[keypoints, 2]`, integer pixel centres.
+        pixels: `[keypoints, 2]`, integer pixel centres; NaN where a keypoint cannot be seen.
         edges: pairs to join.
         scale: enlargement.
 
@@ -40,10 +40,15 @@ def overlay(
     picture = Image.fromarray(image).resize((width * scale, height * scale), 2)
     pen = ImageDraw.Draw(picture)
     places = (np.asarray(pixels) + 0.5) * scale
+    seen = np.asarray(np.isfinite(places).all(axis=1))
     for i, j in edges:
+        if not (seen[i] and seen[j]):
+            continue
         pen.line([tuple(places[i]), tuple(places[j])], fill=(255, 255, 255), width=1)
     radius = max(2, round(0.6 * scale))
-    for place, colour in zip(places, colours(len(places)), strict=True):
+    for place, colour, shown in zip(places, colours(len(places)), seen, strict=True):
+        if not shown:
+            continue
         box = (*(place - radius), *(place + radius))
         pen.ellipse(box, fill=tuple(int(c) for c in colour), outline=(20, 20, 20))
     return np.asarray(picture)
@@ -120,11 +125,11 @@ def skeletons(
 
 
 def graph(path: Path, points: np.ndarray, weights: np.ndarray, ends: np.ndarray) -> pathlib.Path:
-    """The learned graph: edges as thick as their weights, keypoints at their mean pose.
+    """The learned graph: edges as thick as their weights, keypoints in the plane of a pose.
 
     Args:
         path: PNG file.
-        points: mean pose, `[keypoints, 3]`.
+        points: of the pose, `[keypoints, 3]`.
         weights: of the edges, `[edges]`.
         ends: `[edges, 2]`.
     """

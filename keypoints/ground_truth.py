@@ -31,7 +31,7 @@ def read(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if path.suffix == ".npy":
         try:
             joints = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise GroundTruthError(f"{path} is no array: {error}") from error
         if joints.ndim != 3 or joints.shape[2] != 3 or joints.dtype.kind != "f":
             raise GroundTruthError(
@@ -40,19 +40,21 @@ def read(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         return joints.astype(float), tuple(f"joint{i}" for i in range(joints.shape[1]))
     if path.suffix != ".csv":
         raise GroundTruthError(f"{path}: unknown kind of file; known: .csv, .npy")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        columns = list(rows.fieldnames or ())
-        names = [c[:-2] for c in columns if c.endswith("_x")]
-        names = [n for n in names if f"{n}_y" in columns and f"{n}_z" in columns]
-        if not names:
-            raise GroundTruthError(f"{path} has no columns NAME_x, NAME_y, NAME_z")
         try:
+            columns = list(rows.fieldnames or ())
+            names = [c[:-2] for c in columns if c.endswith("_x")]
+            names = [n for n in names if f"{n}_y" in columns and f"{n}_z" in columns]
+            if not names:
+                raise GroundTruthError(f"{path} has no columns NAME_x, NAME_y, NAME_z")
             joints = np.asarray(
                 [[[float(row[f"{n}_{axis}"] or "nan") for axis in "xyz"] for n in names]
                  for row in rows]
             )  # fmt: skip
-        except (TypeError, ValueError) as error:
+        except GroundTruthError:
+            raise
+        except (TypeError, ValueError, csv.Error) as error:
             raise GroundTruthError(f"{path}, line {rows.line_num}: {error}") from error
     if not len(joints):
         raise GroundTruthError(f"{path} has no rows")

@@ -52,7 +52,7 @@ def meet(origins: jax.Array, directions: jax.Array, weights: jax.Array) -> jax.A
 
 
 def triangulate(
-    logits: jax.Array, cameras: Cameras, present: jax.Array
+    logits: jax.Array, cameras: Cameras, present: jax.Array, corners: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """3-D keypoints from one heat map for each view and keypoint.
 
@@ -60,6 +60,7 @@ def triangulate(
         logits: `[frames, views, height, width, keypoints]`.
         cameras: `[views]`; the maps cover their images.
         present: `[frames, views]`.
+        corners: as in `unprojection.locate`.
 
     Returns:
         (points `[frames, keypoints, 3]`, covariances `[frames, keypoints, 3, 3]`: isotropic, the
@@ -71,7 +72,8 @@ def triangulate(
     full = jnp.asarray(cameras.size, jnp.float32)
     scale = full / jnp.array([width, height], jnp.float32)[None]
     pixels = pixels.reshape(frames, views, count, 2)
-    pixels = (pixels + 0.5) * scale[None, :, None] - 0.5
+    shift = 0.0 if corners else 0.5
+    pixels = (pixels + shift) * scale[None, :, None] - shift
     by_view = pixels.transpose(1, 0, 2, 3).reshape(views, -1, 2)
     origins, directions = cameras_lib.rays(cameras, by_view)
     directions = directions.reshape(views, frames, count, 3).transpose(1, 2, 0, 3)

@@ -68,7 +68,8 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     )
     pixels = evaluate.project(found.points[test], cameras)
     share, chance = baselines.inside_share(pixels, masks[test])
-    results["inside_motion"] = {"share": share, "chance": chance}
+    hidden = evaluate.hidden_share(pixels)
+    results["inside_motion"] = {"share": share, "chance": chance, "hidden": hidden}
     results["temporal"] = evaluate.temporal(world, recording.sequence)
     results["skeleton"] = evaluate.skeleton(params, world[test])
     storage.save_json(out / "results.json", results)

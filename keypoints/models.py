@@ -11,15 +11,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from keypoints import cameras as cameras_lib
-from keypoints import edges, lifting, unprojection
+from keypoints import edges, encoders, lifting, unprojection
 from keypoints.cameras import Cameras
 from keypoints.norms import GroupNorm
 from keypoints.v2v import V2V, soft_argmax
 
 LIFTINGS = ("volume", "triangulation")
+BACKBONES = ("small", "resnet")
 HEAT_STRIDE = 4  # pixels of the image in one of the pyramid's maps
 
 
@@ -31,11 +33,17 @@ class ModelConfig:
         keypoints: number of keypoints.
         voxels: voxels on a side of the volume.
         features: channels that are lifted into the volume.
-        encoder: channels at strides 2, 4, 8, ...; the last is the decoder's appearance.
-        blocks: residual blocks of the encoder at each stride from 4 on.
+        backbone: "small", `encoders.Encoder`, or "resnet", `encoders.ResNetEncoder`.
+        encoder: channels at strides 2, 4, 8, ... ("small") or 4, 8, 16, ... ("resnet"); the last is
+            the decoder's appearance.
+        blocks: residual blocks at each stride from 4 on ("small").
+        stages: residual blocks at each stride ("resnet").
+        stem: channels of the first convolution ("resnet").
         pyramid: channels of the feature pyramid.
         volume: channels of the 3-D network's levels.
         front_kernel: size of its first kernel.
+        front_blocks: its residual blocks before the first level.
+        full_volume: its residual blocks of the publication, see `v2v.V2V`.
         decoder: channels at strides from that of the appearance on, halving; the last is the
             stride of the predicted change.
         sigmas: width of a line in the map at each decoder level, half long sides of the image; 0
@@ -48,11 +56,16 @@ class ModelConfig:
     keypoints: int = 12
     voxels: int = 24
     features: int = 16
+    backbone: str = "small"
     encoder: tuple[int, ...] = (16, 24, 32, 48)
     blocks: int = 1
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    stem: int = 64
     pyramid: int = 32
     volume: tuple[int, ...] = (16, 32, 64)
     front_kernel: int = 3
+    front_blocks: int = 0
+    full_volume: bool = False
     decoder: tuple[int, ...] = (48, 32, 24, 16)
     sigmas: tuple[float, ...] = (0.0, 0.0, 0.1, 0.06)
     aggregation: str = "softmax"
@@ -63,24 +76,40 @@ class ModelConfig:
             raise ValueError(f"unknown lifting {self.lifting!r}, expected one of {LIFTINGS}")
         if self.aggregation not in unprojection.MODES:
             raise ValueError(f"unknown aggregation {self.aggregation!r}")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}, expected one of {BACKBONES}")
         if self.keypoints < 2 or len(self.encoder) < 2:
             raise ValueError("at least 2 keypoints and 2 encoder strides are needed")
         if not any(sigma > 0 for sigma in self.sigmas):
             raise ValueError("the skeleton is drawn at no level")
-        if len(self.decoder) != len(self.sigmas) or len(self.decoder) > len(self.encoder):
+        if len(self.decoder) != len(self.sigmas) or self.change_stride < 1:
             raise ValueError(
                 f"{len(self.decoder)} decoder levels, {len(self.sigmas)} line widths and"
                 f" {len(self.encoder)} encoder strides do not fit"
             )
+        if self.backbone == "resnet" and len(self.stages) != len(self.encoder):
+            raise ValueError(
+                f"{len(self.stages)} stages and {len(self.encoder)} encoder strides do not fit"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image in one pixel of the appearance."""
+        return 2 ** (len(self.encoder) + (self.backbone == "resnet"))
 
     @property
     def change_stride(self) -> int:
-        """Pixels of the image in one pixel of the predicted change."""
-        return 2 ** (len(self.encoder) - len(self.decoder) + 1)
+        """Pixels of the image in one pixel of the predicted change; 0 where there is none."""
+        return 2 * self.stride // 2 ** len(self.decoder)
+
+    @property
+    def corners(self) -> bool:
+        """Whether a map's first pixel lies on the image's first, see `encoders.ResNetEncoder`."""
+        return self.backbone == "resnet"
 
     def check_images(self, height: int, width: int) -> None:
         """Raises ValueError where the encoder cannot halve the images."""
-        stride = 2 ** len(self.encoder)
+        stride = self.stride
         if height % stride or width % stride:
             raise ValueError(f"images of {height} x {width} pixels: both must divide by {stride}")
 
@@ -108,70 +137,14 @@ class Prediction(struct.PyTreeNode):
         heat: logits of the heat maps of all first, then all second frames,
             `[2 pairs, voxels, keypoints]`, or `[2 pairs, views, pixels, keypoints]` where 2-D maps
             are triangulated.
+        turned: keypoints of the first frames in another world, where one was asked for.
     """
 
     first: Keypoints
     second: Keypoints
     change: Any
     heat: Any
-
-
-class Residual(nn.Module):
-    """Two 3 x 3 convolutions with norms and a shortcut."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(GroupNorm()(nn.Conv(self.channels, (3, 3), use_bias=False)(x)))
-        y = GroupNorm()(nn.Conv(self.channels, (3, 3), use_bias=False)(y))
-        return nn.relu(x + y)
-
-
-class Encoder(nn.Module):
-    """`[images, h, w, 3]` -> features at strides 2, 4, 8, ...
-
-    Each halving is a 4 x 4 convolution with one pixel of padding: the centre of an output pixel is
-    the centre of its 2 x 2 block, so maps of all strides follow the half-pixel convention of
-    `cameras.resize`.
-    """
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> list[jax.Array]:
-        features = []
-        x = 2.0 * x - 1.0
-        for level, channels in enumerate(self.config.encoder):
-            x = nn.Conv(channels, (4, 4), 2, 1, use_bias=False, name=f"halve{level}")(x)
-            x = nn.relu(GroupNorm(name=f"norm{level}")(x))
-            for block in range(self.config.blocks if level else 0):
-                x = Residual(channels, name=f"block{level}_{block}")(x)
-            features.append(x)
-        return features
-
-
-class Pyramid(nn.Module):
-    """Top-down sum of lateral 1 x 1 convolutions; returns maps `outputs` channels at stride 4."""
-
-    channels: int
-    outputs: int
-
-    @nn.compact
-    def __call__(self, features: list[jax.Array]) -> jax.Array:
-        x = None
-        for index, feature in reversed(list(enumerate(features))[1:]):
-            project = nn.Conv(self.channels, (1, 1), use_bias=False, name=f"lateral{index}")
-            lateral = project(feature)
-            lateral = nn.relu(GroupNorm(name=f"norm{index}")(lateral))
-            if x is not None:
-                x = jax.image.resize(x, lateral.shape, "bilinear")
-                x = nn.Conv(self.channels, (1, 1), use_bias=False, name=f"down{index}")(x)
-                lateral = lateral + x
-            x = lateral
-        x = nn.Conv(self.channels, (3, 3), use_bias=False, name="smooth")(x)
-        x = nn.relu(GroupNorm(name="smooth_norm")(x))
-        return nn.Conv(self.outputs, (1, 1), name="predict")(x)
+    turned: Keypoints | None = None
 
 
 class Decoder(nn.Module):
@@ -202,35 +175,68 @@ class KeypointNet(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.encoder = Encoder(c)
+        self.encoder: Any = (
+            encoders.ResNetEncoder(c.stages, c.encoder, c.stem)
+            if c.backbone == "resnet"
+            else encoders.Encoder(c.encoder, c.blocks)
+        )
         self.skeleton = self.param(
             "skeleton", nn.initializers.normal(1.0), (len(edges.pairs(c.keypoints)),)
         )
         if c.lifting == "volume":
             confident = c.aggregation == "confidence"
-            self.pyramid = Pyramid(c.pyramid, c.features + confident)
-            self.v2v = V2V(c.keypoints, c.volume, c.front_kernel)
+            self.pyramid = encoders.Pyramid(c.pyramid, c.features + confident, c.corners)
+            self.v2v = V2V(
+                c.keypoints, c.volume, c.front_kernel, c.front_blocks, c.full_volume
+            )
         else:
-            self.pyramid = Pyramid(c.pyramid, c.keypoints)
+            self.pyramid = encoders.Pyramid(c.pyramid, c.keypoints, c.corners)
         self.decoder = Decoder(c)
 
-    def lift(
-        self, features: list[jax.Array], cameras: Cameras, present: jax.Array
-    ) -> tuple[Keypoints, jax.Array]:
-        """Keypoints, and logits as in `Prediction`, from encoder features at all strides."""
+    def maps(self, features: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+        """Maps to be lifted, `[frames, views, h, w, c]`, from the encoder's features."""
+        found = self.pyramid(features)
+        return found.reshape(*shape, *found.shape[1:])
+
+    def volume(self, maps: jax.Array, cameras: Cameras, present: jax.Array) -> jax.Array:
+        """Maps of all views in one volume."""
         c = self.config
-        maps = self.pyramid(features)
-        maps = maps.reshape(*present.shape, *maps.shape[1:])
-        if c.lifting == "triangulation":
-            points, covariance, confidence = lifting.triangulate(maps, cameras, present)
-            heat = maps.reshape(*present.shape, -1, c.keypoints)
-            return Keypoints(points, covariance, confidence), heat
         weights = maps[..., c.features :] if c.aggregation == "confidence" else None
-        volume = unprojection.unproject(
-            maps[..., : c.features], cameras, c.voxels, present, c.aggregation, weights
+        return unprojection.unproject(
+            maps[..., : c.features], cameras, c.voxels, present, c.aggregation, weights, c.corners
         )
-        logits = self.v2v(volume)
-        return Keypoints(*soft_argmax(logits)), logits.reshape(len(logits), -1, c.keypoints)
+
+    def lift(
+        self, maps: jax.Array, worlds: list[tuple[Cameras, jax.Array]]
+    ) -> tuple[list[Keypoints], jax.Array]:
+        """Keypoints in one or more worlds, from the same maps.
+
+        Args:
+            maps: `[frames, views, h, w, c]`.
+            worlds: of each its cameras and which views were recorded, `[n, views]`: the first n
+                frames are lifted there; all frames in the first world.
+
+        Returns:
+            (keypoints in each world, logits as in `Prediction` of the first).
+        """
+        c = self.config
+        if c.lifting == "triangulation":
+            found = [
+                Keypoints(*lifting.triangulate(maps[: len(own)], rig, own, c.corners))
+                for rig, own in worlds
+            ]
+            return found, maps.reshape(*maps.shape[:2], -1, c.keypoints)
+        # one pass of the 3-D network for all worlds
+        volumes = [self.volume(maps[: len(own)], rig, own) for rig, own in worlds]
+        logits = self.v2v(volumes[0] if len(volumes) == 1 else jnp.concatenate(volumes))
+        every = Keypoints(*soft_argmax(logits))
+        ends = np.cumsum([len(own) for _, own in worlds])
+        found = [
+            jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], every)
+            for a, b in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+        heat = logits[: ends[0]]
+        return found, heat.reshape(len(heat), -1, c.keypoints)
 
     def keypoints(self, images: jax.Array, cameras: Cameras, present: jax.Array) -> Keypoints:
         """Keypoints of every frame.
@@ -241,10 +247,12 @@ class KeypointNet(nn.Module):
             present: `[frames, views]`, 1 where the view was recorded.
         """
         flat = images.reshape(-1, *images.shape[2:])
-        return self.lift(self.encoder(flat), cameras, present)[0]
+        maps = self.maps(self.encoder(flat), present.shape)
+        return self.lift(maps, [(cameras, present)])[0][0]
 
     def __call__(
-        self, first: jax.Array, second: jax.Array, cameras: Cameras, present: jax.Array
+        self, first: jax.Array, second: jax.Array, cameras: Cameras, present: jax.Array,
+        turned: Cameras | None = None,
     ) -> Prediction:
         """Keypoints of both frames of each pair and the predicted change in every view.
 
@@ -252,18 +260,22 @@ class KeypointNet(nn.Module):
             first, second: `[pairs, views, height, width, 3]`.
             cameras: `[views]`.
             present: `[pairs, views]`.
-        """
+            turned: the same cameras in another world, in which the first frames are lifted, too.
+        """  # fmt: skip
         count, views, height, width, _ = first.shape
         self.config.check_images(height, width)
         both = jnp.concatenate([first, second])
         features = self.encoder(both.reshape(-1, height, width, 3))
-        found, heat = self.lift(features, cameras, jnp.concatenate([present, present]))
-        one = jax.tree.map(lambda leaf: leaf[:count], found)
-        two = jax.tree.map(lambda leaf: leaf[count:], found)
+        twice = jnp.concatenate([present, present])
+        worlds = [(cameras, twice), *([(turned, present)] if turned is not None else [])]
+        found, heat = self.lift(self.maps(features, twice.shape), worlds)
+        one = jax.tree.map(lambda leaf: leaf[:count], found[0])
+        two = jax.tree.map(lambda leaf: leaf[count:], found[0])
         appearance = features[-1][: count * views]
-        maps = self.draw(found.points, cameras, appearance.shape[1:3])
+        maps = self.draw(found[0].points, cameras, appearance.shape[1:3])
         change = self.decoder(appearance, maps)
-        return Prediction(one, two, change.reshape(count, views, *change.shape[1:]), heat)
+        change = change.reshape(count, views, *change.shape[1:])
+        return Prediction(one, two, change, heat, found[1] if turned is not None else None)
 
     def draw(
         self, points: jax.Array, cameras: Cameras, coarsest: tuple

@@ -1,5 +1,6 @@
 """Linear regression from keypoints to ground truth, and the errors of poses (MPJPE, P-MPJPE)."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,14 +56,27 @@ def procrustes(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return scale[:, None, None] * x @ np.swapaxes(rotation, 1, 2) + mean_y
 
 
+# what stands for the left side in a name, and for the right
+_SIDES = (
+    (r"left", "right"), (r"Left", "Right"), (r"LEFT", "RIGHT"),
+    (r"(?<![A-Za-z])l(?![A-Za-z])", "r"), (r"(?<![A-Z])L(?![a-z])", "R"),
+)  # fmt: skip
+
+
 def sides(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (left joint, right joint) by their names."""
+    """Pairs (left joint, right joint) by their names.
+
+    Understood are "left" and "right" anywhere, and L and R as a part of their own: "paw_L",
+    "l.hip", "HipL" or "LHip".
+    """
     where = {name: index for index, name in enumerate(names)}
-    return [
-        (index, where[name.replace("left", "right")])
-        for name, index in where.items()
-        if "left" in name and name.replace("left", "right") in where
-    ]
+    found = []
+    for name, index in where.items():
+        others = (re.sub(left, right, name, count=1) for left, right in _SIDES)
+        partner = next((o for o in others if o != name and o in where), None)
+        if partner is not None:
+            found.append((index, where[partner]))
+    return found
 
 
 def swapped(found: np.ndarray, truth: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:

@@ -10,7 +10,7 @@ from common import figures as plots
 from common import storage
 from common.report import Report
 from common.writer import read_jsonl
-from keypoints import build, data, edges, evaluate, figures
+from keypoints import build, data, edges, evaluate, figures, overlay_video
 
 
 def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -20,6 +20,7 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     arrays, _ = storage.load_arrays(inputs["measure"] / "keypoints.safetensors")
     split = data.split(recording, config.split.test_subjects, config.split.later)
     draw(results, arrays, recording, split, cube, cameras, inputs, out)
+    video(results, arrays, recording, split, cube, cameras, out / "overlay.mp4")
     page = Report(
         "Discovered 3-D keypoints",
         f"{results['keypoints']} keypoints from {len(recording.calibration.names)} cameras, found"
@@ -33,7 +34,7 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     )
     page.figure(out / "strip.png", "Time runs to the right, one row for each camera.")
     page.figure(out / "poses.png", "The same frames in space; grey: ground truth.")
-    page.figure(out / "graph.png", "The learned graph at the mean pose.")
+    page.figure(out / "graph.png", "The learned graph, drawn at the pose of one frame.")
     if "errors" in results:
         page.section("Errors after linear regression").table(*error_table(results))
         page.note(
@@ -83,8 +84,7 @@ def draw(
         out / "poses.png", points[few], joined, truth, recording.bones, recording.unit
     )
     weights = np.logaddexp(0.0, arrays["skeleton"])
-    mean = points[few[0]]
-    figures.graph(out / "graph.png", mean, weights, edges.pairs(points.shape[1]))
+    figures.graph(out / "graph.png", points[few[0]], weights, edges.pairs(points.shape[1]))
     log = read_jsonl(inputs["train"] / "metrics.jsonl")
     series = {
         name: ([r["step"] for r in log if name in r], [r[name] for r in log if name in r])
@@ -108,6 +108,21 @@ def draw(
             {key: [row[key] for row in bars.values()] for key in ("MPJPE", "P-MPJPE")},
             ylabel=f"error / {recording.unit}",
         )
+
+
+def video(
+    results: dict[str, Any], arrays: dict[str, np.ndarray], recording: data.Recording,
+    split: data.Split, cube: Any, cameras: Any, path: Path, most: int = 300,
+) -> None:
+    """`overlay.mp4` of the first `most` held-out frames, where OpenCV is installed."""
+    pool = split.unseen if len(split.unseen) else split.later
+    shown = pool[recording.sequence[pool] == recording.sequence[pool[0]]][:most]
+    pixels = evaluate.project(cube.from_world(arrays["points"][shown]), cameras)
+    joined = [tuple(e["ends"]) for e in results["skeleton"][: results["keypoints"]]]
+    try:
+        overlay_video.write(path, recording.images[shown], pixels, joined, recording.rate)
+    except ModuleNotFoundError:
+        print(f"{path.name} is left out: OpenCV is not installed (extra `keypoints`)")
 
 
 def error_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:

@@ -173,9 +173,17 @@ def make_train_step(
         if recipe.turn:
             angle = jax.random.uniform(rng.stream(key, "turn"), (), maxval=2 * jnp.pi)
             rig = cameras_lib.transform(cameras, yaw(angle), jnp.zeros(3))
+        matrix, moved = jnp.eye(3), None
+        if recipe.rotation:
+            # a small angle would say little of what does not turn
+            angle = jax.random.uniform(
+                rng.stream(key, "yaw"), (), minval=0.25 * jnp.pi, maxval=1.75 * jnp.pi
+            )
+            matrix = yaw(angle)
+            moved = cameras_lib.transform(rig, matrix, jnp.zeros(3))
 
         def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
-            found: Any = model.apply({"params": params}, first, second, rig, shown)
+            found: Any = model.apply({"params": params}, first, second, rig, shown, moved)
             points = jnp.concatenate([found.first.points, found.second.points])
             now = edges.lengths(jax.lax.stop_gradient(points)).mean(axis=0)
             running = jnp.where(started, state.lengths, now)
@@ -211,16 +219,9 @@ def make_train_step(
                 terms["perceptual"] = losses.perceptual(flat[0], flat[1], features)
                 weights["perceptual"] = recipe.perceptual
             if recipe.rotation:
-                # a small angle would say little of what does not turn
-                angle = jax.random.uniform(
-                    rng.stream(key, "yaw"), (), minval=0.25 * jnp.pi, maxval=1.75 * jnp.pi
+                terms["rotation"] = losses.rotation(
+                    found.first.points, found.turned.points, matrix
                 )
-                matrix = yaw(angle)
-                moved = cameras_lib.transform(rig, matrix, jnp.zeros(3))
-                turned: Any = model.apply(
-                    {"params": params}, first, moved, shown, method=KeypointNet.keypoints
-                )
-                terms["rotation"] = losses.rotation(found.first.points, turned.points, matrix)
                 weights["rotation"] = recipe.rotation * losses.ramp(
                     step, recipe.rotation_start, recipe.rotation_ramp
                 )

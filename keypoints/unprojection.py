@@ -54,13 +54,16 @@ def bilinear(maps: jax.Array, pixels: jax.Array) -> jax.Array:
     return sampled.reshape(-1, frames, channels).transpose(1, 0, 2)
 
 
-def locate(cameras: Cameras, n: int, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def locate(
+    cameras: Cameras, n: int, size: tuple[int, int], corners: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Where the voxels of [-1, 1]^3 lie in maps of another size than the images.
 
     Args:
         cameras: `[views]`, world = volume.
         n: voxels a side.
         size: (height, width) of the maps.
+        corners: whether the maps' first pixels lie on the images' first, else maps cover images.
 
     Returns:
         (pixels of the map `[views, n^3, 2]`, visible bool `[views, n^3]`).
@@ -69,7 +72,8 @@ def locate(cameras: Cameras, n: int, size: tuple[int, int]) -> tuple[jax.Array, 
     full = jnp.asarray(cameras.size, jnp.float32)[:, None]
     scale = jnp.array([size[1], size[0]], jnp.float32)[None, None] / full
     visible = (depth > 0) & jnp.all((pixels >= -0.5) & (pixels <= full - 0.5), axis=-1)
-    return (pixels + 0.5) * scale - 0.5, visible
+    shift = 0.0 if corners else 0.5
+    return (pixels + shift) * scale - shift, visible
 
 
 def unproject(
@@ -79,6 +83,7 @@ def unproject(
     present: jax.Array,
     mode: str = "softmax",
     confidence: jax.Array | None = None,
+    corners: bool = False,
 ) -> jax.Array:
     """Aggregates maps of all views in a volume.
 
@@ -90,6 +95,7 @@ def unproject(
         mode: "softmax" (weights are the softmax of the values over views, for each channel),
             "sum", "mean" of the views that count, or "confidence" (softmax of `confidence`).
         confidence: `[frames, views, height, width, 1]` for that mode.
+        corners: as in `locate`.
 
     Returns:
         `[frames, n, n, n, channels]`; 0 where no view counts.
@@ -99,7 +105,7 @@ def unproject(
     if (mode == "confidence") != (confidence is not None):
         raise ValueError("maps of confidence are given for the aggregation 'confidence' only")
     frames, _, height, width, channels = maps.shape
-    pixels, visible = locate(cameras, n, (height, width))
+    pixels, visible = locate(cameras, n, (height, width), corners)
     if confidence is not None:
         maps = jnp.concatenate([maps, confidence], axis=-1)
     values = jax.vmap(bilinear, (1, 0), 1)(maps, pixels)  # [frames, views, voxels, channels]

@@ -69,12 +69,15 @@ class V2V(nn.Module):
             2 ** (len(channels) - 1).
         front_kernel: size of the first convolution's kernel (7 in the publication).
         front_blocks: residual blocks before the hourglass.
+        full: residual blocks also across and up from each level, and two layers before the logits,
+            as in the publication.
     """
 
     outputs: int
     channels: Sequence[int] = (16, 32, 64)
     front_kernel: int = 3
     front_blocks: int = 0
+    full: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,6 +92,11 @@ class V2V(nn.Module):
         for index in range(self.front_blocks):
             x = Residual(self.channels[0], name=f"front{index}")(x)
         x = self._level(x, 0)
+        if self.full:
+            x = Residual(self.channels[0], name="back")(x)
+            for index in range(2):
+                x = nn.Dense(self.channels[0], use_bias=False, name=f"back{index}")(x)
+                x = nn.relu(GroupNorm(name=f"back_norm{index}")(x))
         return nn.Dense(self.outputs, name="logits")(x)
 
     def _level(self, x: jax.Array, level: int) -> jax.Array:
@@ -97,6 +105,9 @@ class V2V(nn.Module):
         if level + 1 == len(self.channels):
             return x
         below = self._level(pool(x), level + 1)
+        if self.full:
+            x = Residual(self.channels[level], name=f"across{level}")(x)
+            below = Residual(self.channels[level + 1], name=f"rise{level}")(below)
         x = x + Upsample(self.channels[level], name=f"up{level}")(below)
         return nn.relu(GroupNorm(name=f"merge{level}")(x))
 

@@ -1,6 +1,6 @@
 """The cube in which keypoints are sought: where it lies in the world, chosen by hand or found.
 
-Found from the cameras alone (where their optical axes meet, and how much all of them see there),
+Found from the cameras alone (where the middles of their images meet, and how much all see there),
 then from motion: the visual hull of what moves. Both follow when the world is moved, turned or
 measured in other units.
 """
@@ -61,14 +61,18 @@ class Volume(NamedTuple):
         return turn @ np.asarray(covariance, float) @ turn.T
 
 
-def rig_axes(cameras: Cameras) -> np.ndarray:
+def rig_axes(cameras: Cameras, centre: Array) -> np.ndarray:
     """Axes that turn with the rig: z up in the images, x towards the first camera, `[3, 3]`.
 
     Where the images' up directions cancel, or the first camera lies straight above, the world's
     axes are taken instead, which is logged.
+
+    Args:
+        cameras: `[views]`.
+        centre: of the volume, `[3]`.
     """
     up = np.asarray(cameras.ups).mean(axis=0)
-    towards = np.asarray(cameras.centres)[0] - meeting_point(cameras)
+    towards = np.asarray(cameras.centres)[0] - np.asarray(centre, float)
     if np.linalg.norm(up) > 0.1:
         up = up / np.linalg.norm(up)
         across = towards - up * (towards @ up)
@@ -80,14 +84,18 @@ def rig_axes(cameras: Cameras) -> np.ndarray:
 
 
 def meeting_point(cameras: Cameras) -> np.ndarray:
-    """Least-squares point of the optical axes, `[3]`, world units.
+    """Least-squares point of the rays through the images' centres, `[3]`, world units.
+
+    Of whole images these are the optical axes; of crops they lead to what was cropped.
 
     Raises:
-        ValueError: fewer than two cameras, or axes that are parallel.
+        ValueError: one camera, or rays that are parallel.
     """
-    centres, axes = np.asarray(cameras.centres, float), np.asarray(cameras.axes, float)
-    if len(centres) < 2:
-        raise ValueError(f"a volume cannot be found from {len(centres)} camera: set it by hand")
+    if len(cameras.size) < 2:
+        raise ValueError("a volume cannot be found from 1 camera: set it by hand")
+    middle = (np.asarray(cameras.size, float) - 1) / 2
+    found = cameras_lib.rays(cameras, middle[:, None])
+    centres, axes = np.asarray(cameras.centres, float), np.asarray(found[1], float)[:, 0]
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     system = across.sum(axis=0)
     if np.linalg.eigvalsh(system)[0] < 1e-3 * len(axes):
@@ -95,12 +103,13 @@ def meeting_point(cameras: Cameras) -> np.ndarray:
     return np.linalg.solve(system, np.einsum("vij,vj->i", across, centres))
 
 
-def from_frustums(cameras: Cameras, axes: str = "rig") -> Volume:
-    """The cube around the axes' meeting point that the narrowest view holds.
+def from_frustums(cameras: Cameras, axes: str = "rig", widest: bool = False) -> Volume:
+    """The cube around `meeting_point` that the narrowest view holds.
 
     Args:
         cameras: `[views]`.
         axes: "rig" (see `rig_axes`) or "world".
+        widest: as large as the widest view instead.
 
     Raises:
         ValueError: degenerate rigs, see `meeting_point`; the point lies behind a camera.
@@ -111,13 +120,46 @@ def from_frustums(cameras: Cameras, axes: str = "rig") -> Volume:
         behind = np.flatnonzero(local[:, 2] <= 0).tolist()
         raise ValueError(f"the optical axes meet behind cameras {behind}: set the volume by hand")
     focal = np.asarray(cameras.matrix)[:, [0, 1], [0, 1]]
-    reach = (local[:, 2:] * np.asarray(cameras.size) / 2 / focal).min()
-    turned = rig_axes(cameras) if axes == "rig" else np.eye(3)
-    return Volume(centre, float(2 * reach), turned)
+    reach = local[:, 2:] * np.asarray(cameras.size) / 2 / focal
+    side = 2 * (reach.max() if widest else reach.min())
+    turned = rig_axes(cameras, centre) if axes == "rig" else np.eye(3)
+    return Volume(centre, float(side), turned)
+
+
+def by_hand(cameras: Cameras, centre: Array, side: float, axes: str = "rig") -> Volume:
+    """A volume whose place is known.
+
+    Args:
+        cameras: `[views]`.
+        centre: `[3]`, world units.
+        side: world units.
+        axes: as in `from_frustums`.
+
+    Raises:
+        ValueError: no part of it is seen by two cameras. One that sees nothing of it is logged.
+    """
+    turned = rig_axes(cameras, centre) if axes == "rig" else np.eye(3)
+    found = Volume(np.asarray(centre, float), float(side), turned)
+    places = found.to_world(np.asarray(coordinates(8)).reshape(-1, 3))
+    pixels, depth = (np.asarray(x) for x in cameras_lib.project(cameras, places))
+    size = np.asarray(cameras.size)[:, None]
+    seen = (depth > 0) & ((pixels > -0.5) & (pixels < size - 0.5)).all(axis=-1)
+    if not (seen.sum(axis=0) >= 2).any():
+        raise ValueError(
+            f"no part of the volume of side {side:.4g} around {found.centre.tolist()} lies in front"
+            " of two cameras and in their images: check its centre, its side and their units"
+        )
+    blind = np.flatnonzero(~seen.any(axis=1)).tolist()
+    if blind:
+        _LOG.warning("cameras %s see no part of the volume", blind)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def hull(masks: jax.Array, cameras: Cameras, n: int, tolerate: jax.Array | int = 0) -> jax.Array:
+def hull(
+    masks: jax.Array, cameras: Cameras, n: int, tolerate: jax.Array | int = 0,
+    least: jax.Array | int = 2,
+) -> jax.Array:
     """Visual hull of silhouettes in [-1, 1]^3 at voxel centres.
 
     Args:
@@ -125,10 +167,10 @@ def hull(masks: jax.Array, cameras: Cameras, n: int, tolerate: jax.Array | int =
         cameras: `[views]`, world = volume, intrinsics of the masks.
         n: voxels a side.
         tolerate: views that may miss a voxel.
+        least: number of views in whose silhouettes a voxel must lie.
 
     Returns:
-        bool `[frames, n, n, n]`. A voxel that a view cannot see is not held against it, but a voxel
-        needs two views that see it.
+        bool `[frames, n, n, n]`. A voxel that a view cannot see is not held against it.
     """
     _, _, height, width = masks.shape
     pixels, depth = cameras_lib.project(cameras, coordinates(n).reshape(-1, 3))
@@ -140,7 +182,7 @@ def hull(masks: jax.Array, cameras: Cameras, n: int, tolerate: jax.Array | int =
     hit = jax.vmap(lambda mask, own: jnp.take(mask, own, axis=1), (1, 0), 1)(flat, index)
     missed = (visible[None] & ~hit).sum(axis=1)
     agreed = (visible[None] & hit).sum(axis=1)
-    return ((missed <= tolerate) & (agreed >= 2)).reshape(-1, n, n, n)
+    return ((missed <= tolerate) & (agreed >= least)).reshape(-1, n, n, n)
 
 
 def motion_masks(images: np.ndarray, threshold: float = 0.08) -> np.ndarray:
@@ -158,6 +200,22 @@ def motion_masks(images: np.ndarray, threshold: float = 0.08) -> np.ndarray:
     return masks
 
 
+def _extents(
+    masks: np.ndarray, cameras: Cameras, n: int, least: int, batch: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corner of the hull of each frame that has one, `[frames, 3]` each."""
+    points = np.asarray(coordinates(n)).reshape(-1, 3)
+    lows, highs = [], []
+    for start in range(0, len(masks), batch):
+        index = np.minimum(np.arange(start, start + batch), len(masks) - 1)
+        found = np.asarray(hull(jnp.asarray(masks[index]), cameras, n, 0, least))
+        for own in found.reshape(batch, -1)[: len(masks) - start]:
+            if own.any():
+                lows.append(points[own].min(axis=0))
+                highs.append(points[own].max(axis=0))
+    return np.asarray(lows).reshape(-1, 3), np.asarray(highs).reshape(-1, 3)
+
+
 def from_motion(
     cameras: Cameras, masks: np.ndarray, axes: str = "rig", margin: float = 0.2, n: int = 32
 ) -> Volume:
@@ -173,22 +231,22 @@ def from_motion(
     Returns:
         The volume; that of `from_frustums` where no hull of motion is found, which is logged.
     """
-    volume = from_frustums(cameras, axes)
-    for _ in range(2):  # the second pass looks at finer voxels
-        own = volume.cameras(cameras)
-        occupied = np.asarray(hull(jnp.asarray(masks), own, n))
-        points = np.asarray(coordinates(n)).reshape(-1, 3)
-        frames = occupied.reshape(len(occupied), -1)
-        if frames.sum() == 0:
+    narrow, found = (from_frustums(cameras, axes, widest) for widest in (False, True))
+    # a subject that walks towards one camera moves far in others: the widest view sets the search
+    finer = int(np.ceil(n * min(found.side / narrow.side, 2.0) - 0.01))
+    moving = ((masks.any(axis=(2, 3)).sum(axis=1)) >= 2).sum()
+    for count in (finer, n):  # the second pass looks at finer voxels
+        # all views but one must see a voxel, or cones that meet where the others do not look count;
+        # two are enough where in most frames no more see the subject
+        for least, share in ((max(2, len(cameras.size) - 1), 0.5), (2, 0.0)):
+            lows, highs = _extents(masks, found.cameras(cameras), count, least)
+            if len(lows) > share * moving:
+                break
+        else:
             _LOG.warning("no motion that all views agree on: the volume follows the frustums alone")
-            return volume
-        moving = frames[frames.any(axis=1)]
-        lows = np.stack([points[f].min(axis=0) for f in moving])
-        highs = np.stack([points[f].max(axis=0) for f in moving])
+            return narrow
         # two per cent of the frames may be noise
         low, high = np.quantile(lows, 0.02, axis=0), np.quantile(highs, 0.98, axis=0)
-        side = float((high - low).max() + 2.0 / n) * (1 + margin) * volume.side / 2
-        volume = Volume(
-            volume.to_world((low + high) / 2), min(side, volume.side), volume.rotation
-        )
-    return volume
+        side = float((high - low).max() + 2.0 / count) * (1 + margin) * found.side / 2
+        found = Volume(found.to_world((low + high) / 2), min(side, found.side), found.rotation)
+    return found

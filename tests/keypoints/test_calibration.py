@@ -143,6 +143,42 @@ def test_selection_keeps_the_asked_order(rig):
         rig.select(["side"])
 
 
+GOOD = {"size": "[640, 480]", "matrix": "[[500, 0, 320], [0, 500, 240], [0, 0, 1]]",
+        "distortions": "[0, 0, 0, 0, 0]", "rotation": "[0, 0, 0]",
+        "translation": "[0, 0, 1]"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"matrix": "[[500, 0, 320], [0, 500], [0, 0, 1]]"}, {"matrix": "'none'"},
+     {"rotation": "[0, 0]"}, {"rotation": "['a', 'b', 'c']"}, {"distortions": "['a']"},
+     {"distortions": "[0, 0, 0, 0, 0, 1]"}, {"size": "[640]"}, {"size": "[640, 0]"},
+     {"translation": "[0, 0]"}, {"translation": "[0, 0, nan]"}],
+)  # fmt: skip
+def test_bad_values_in_toml_are_named(tmp_path, change):
+    def text(values):
+        return "[cam_0]\n" + "\n".join(f"{key} = {value}" for key, value in values.items())
+
+    (tmp_path / "good.toml").write_text(text(GOOD))
+    assert lib.read(tmp_path / "good.toml").names == ("cam_0",)
+    (tmp_path / "bad.toml").write_text(text(GOOD | change))
+    with pytest.raises(lib.CalibrationError, match=r"bad\.toml"):
+        lib.read(tmp_path / "bad.toml")
+
+
+def test_bad_values_elsewhere_are_named(tmp_path):
+    (tmp_path / "a.qca.txt").write_text(
+        '<calibration><camera serial="7"><fov_video left="0" top="0" right="x" bottom="9"/>'
+        "<transform/><intrinsic/></camera></calibration>")
+    with pytest.raises(lib.CalibrationError, match=r"a\.qca\.txt: camera 7, right"):
+        lib.read(tmp_path / "a.qca.txt")
+    folder = tmp_path / "jarvis"
+    folder.mkdir()
+    (folder / "a.yaml").write_bytes(b"%YAML:1.0\n---\nR: \xff")
+    with pytest.raises(lib.CalibrationError, match=r"a\.yaml is no JARVIS calibration"):
+        lib.read(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

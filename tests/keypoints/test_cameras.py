@@ -87,6 +87,47 @@ def test_a_strong_lens_reports_where_it_cannot_be_inverted():
     assert residual[0, 0] < 1e-3 and residual[0, 1] > 1.0
 
 
+def test_what_a_lens_cannot_see_is_not_seen():
+    """A barrel lens's polynomial turns back: a point far to the side falls into the image."""
+    rig = ring(2, size=(640, 480), focal=300.0, lens=(-0.3, 0.0, 0.0, 0.0, 0.0))
+    rig = rig.replace(fisheye=np.array([False, True]))
+    for view, far in ((0, np.arctan(1.5)), (1, 1.3)):  # they turn back at 0.81 and 1.05 radians
+        local = np.array([[np.sin(a), 0.0, np.cos(a)] for a in (0.5, far)])
+        world = np.asarray(rig.centres)[view] + local @ rig.rotation[view]
+        pixels, depth = (np.asarray(x)[view] for x in cameras.project(rig, world))
+        assert (depth > 0).tolist() == [True, False] and np.isfinite(pixels).all()
+        # it does fall into the image, or nobody would notice
+        assert (np.abs(pixels[1] - [319.5, 239.5]) < [320, 240]).all()
+    # a fisheye lens without coefficients sees nearly half of all directions
+    plain = rig.replace(distortion=np.zeros((2, 5)))
+    depth = cameras.project(plain, world)[1]
+    assert (np.asarray(depth)[1] > 0).all()
+
+
+def test_pixels_that_no_point_is_imaged_to_are_left_out_of_triangulation():
+    """The same lens reaches 0.70 focal lengths from the centre, the image 0.82 and more."""
+    rig = ring(4, size=(640, 480), focal=300.0, lens=(-0.3, 0.0, 0.0, 0.0, 0.0))
+    some = points(5)
+    pixels = np.array(cameras.project(rig, some)[0])
+    pixels[2] = [[638.0, 478.0]] * 5
+    np.testing.assert_allclose(cameras.triangulate(rig, pixels), some, atol=1e-4)
+    pixels[:3] = 638.0, 478.0
+    assert np.isnan(cameras.triangulate(rig, pixels)).all()
+
+
+def test_mujoco_cameras_look_along_their_minus_z():
+    """Camera axes x right, y up, z back in the world; a point up and right falls up and right."""
+    turn = Rotation.from_rotvec([0.4, -0.7, 0.2]).as_matrix()  # columns: the camera's axes
+    place = np.array([1.0, -2.0, 0.5])
+    own = cameras.from_mujoco(place[None], turn[None], np.array([40.0]), (200, 100))
+    world = place + (turn @ np.array([[0, 0, -2.0], [0.3, 0, -2.0], [0, 0.2, -2.0]]).T).T
+    pixels, depth = (np.asarray(x)[0] for x in cameras.project(own, world))
+    np.testing.assert_allclose(depth, 2.0, rtol=1e-5)
+    focal = 50.0 / np.tan(np.deg2rad(20.0))
+    expected = [[99.5, 49.5], [99.5 + 0.15 * focal, 49.5], [99.5, 49.5 - 0.1 * focal]]
+    np.testing.assert_allclose(pixels, expected, atol=1e-3)
+
+
 def test_gradients_are_finite_behind_and_at_the_centre(rig):
     def total(x):
         pixels, _ = cameras.project(rig.replace(fisheye=np.ones(4, bool)), x)
@@ -105,6 +146,7 @@ def test_bad_cameras_are_refused(rig):
         (dict(matrix=-rig.matrix), "focal length"),
         (dict(translation=rig.translation * np.nan), "not finite"),
         (dict(translation=rig.translation[:2]), "cameras need"),
+        (dict(size=(640, 0)), "no pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             cameras.Cameras.create(**{**good, **change})

@@ -96,12 +96,18 @@ def test_split_and_pairs_do_not_leak():
         data.Pairs(own, np.arange(24), 12)
     with pytest.raises(ValueError, match="leave none"):
         data.split(own, 2, 0.1)
+    # told before training, not after it
+    with pytest.raises(ValueError, match=r"no frame is held out: 0 test subjects, 0.01 .*12, 12"):
+        data.split(own, 0, 0.01)
 
 
 def test_calibration_of_another_resolution_is_refused():
     own = recording()
     with pytest.raises(ValueError, match="calibration is for images of"):
         data.Recording(own.images[:, :, :16], own.calibration, own.sequence, own.subject, 1.0)
+    with pytest.raises(ValueError, match="of one view: places in space need two"):
+        one = own.calibration.select(["v0"])
+        data.Recording(own.images[:, :1], one, own.sequence, own.subject, 1.0)
     with pytest.raises(ValueError, match="2 views for 3 calibrated"):
         data.Recording(own.images[:, :2], own.calibration, own.sequence, own.subject, 1.0)
 

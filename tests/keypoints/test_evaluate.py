@@ -1,12 +1,14 @@
 """Measures with known answers: hull, oracle, shares, smoothness, controls."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import keypoints as keypoints_config
-from keypoints import baselines, data, evaluate, models, volume
+from keypoints import baselines, data, evaluate, figures, models, volume
 from keypoints.models import KeypointNet
 from keypoints.predict import predict
 from tests.keypoints.small import CONFIG, cube, recording
@@ -47,6 +49,24 @@ def test_share_inside_the_mask(scene):
     share, chance = baselines.inside_share(ball, masks)
     assert share == 1.0 and 0.0 < chance < 0.2
     assert baselines.inside_share(ball + 1000.0, masks)[0] == 0.0
+
+
+def test_points_that_a_camera_cannot_see_have_no_pixels(scene, caplog):
+    own, rig, masks = scene
+    ball = cube().from_world(own.joints)
+    behind = np.asarray(rig.centres[1] - 0.5 * rig.axes[1])
+    points = np.where(np.arange(20)[:, None, None] == 3, behind, ball)
+    pixels = evaluate.project(points, rig)
+    assert np.isnan(pixels[3, 1]).all() and np.isfinite(np.delete(pixels, 3, axis=0)).all()
+    share, _ = baselines.inside_share(pixels, masks)
+    assert share <= 1.0 - 1 / 60  # counts as outside
+    with caplog.at_level(logging.WARNING):
+        assert evaluate.hidden_share(pixels) == pytest.approx(1 / 60)
+    assert "1.7 % of the projections lie behind a camera" in caplog.text
+    assert evaluate.hidden_share(pixels[4:]) == 0.0
+    picture = figures.overlay(own.images[3, 1], pixels[3, 1], [(0, 0)], 2)
+    np.testing.assert_array_equal(
+        picture, figures.overlay(own.images[3, 1], np.zeros((0, 2)), [], 2))
 
 
 def test_oracle_sites_are_spread():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from keypoints import exports
+from keypoints import exports, overlay_video
 
 POINTS = np.random.default_rng(0).normal(size=(5, 3, 3))
 SCORE = np.linspace(0, 1, 15).reshape(5, 3)
@@ -44,3 +44,22 @@ def test_wrong_shapes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected \[frames, 3, 3\]"):
         exports.anipose_csv(tmp_path / "a.csv", POINTS[:, :2], NAMES, SCORE, SCORE, np.ones(5))
     assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize(("views", "shape"), [(2, (256, 512)), (4, (512, 512)), (5, (512, 768))])
+def test_overlay_video(tmp_path, views, shape):
+    cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is in the extra `test`")
+    images = np.full((6, views, 32, 32, 3), 60, np.uint8)
+    pixels = np.full((6, views, 2, 2), 15.5)
+    pixels[3, 0] = np.nan  # not seen
+    path = overlay_video.write(tmp_path / "o.mp4", images, pixels, [(0, 1)], 25.0)
+    video = cv2.VideoCapture(str(path))
+    assert video.get(cv2.CAP_PROP_FPS) == 25.0
+    frames = [video.read()[1] for _ in range(6)]
+    assert not video.read()[0] and frames[0].shape[:2] == shape
+    spot = np.s_[124:132, 124:132]
+    assert np.abs(frames[0][spot].astype(int) - 60).max() > 60  # the keypoint
+    assert np.abs(frames[3][spot].astype(int) - 60).max() < 20
+    assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
+    with pytest.raises(ValueError, match="at least one frame"):
+        overlay_video.write(tmp_path / "p.mp4", images[:0], pixels[:0], [], 25.0)

@@ -1,6 +1,7 @@
 """The whole network: symmetries of its input, one compilation, parity of its parts."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -74,6 +75,27 @@ def test_units_and_pose_of_the_world_do_not_matter(scene):
     np.testing.assert_allclose(one, two, atol=2e-4)
     np.testing.assert_allclose(
         other.to_world(two), 1000.0 * base.to_world(one) @ turn.T + shift, atol=0.3)
+
+
+@pytest.mark.parametrize("lifting", ["volume", "triangulation"])
+def test_a_second_world_is_as_a_second_run(scene, lifting):
+    """One pass of the encoder for both; the keypoints are those of two."""
+    _, rig, _, _, images, _ = scene
+    model = KeypointNet(dataclasses.replace(CONFIG, lifting=lifting))
+    params = models.init(model, jax.random.key(1), (32, 32), rig)
+    turned = cameras_lib.transform(
+        rig, jnp.asarray(Rotation.from_rotvec([0, 0, 1.2]).as_matrix(), jnp.float32), jnp.zeros(3))
+    shown = jnp.ones((2, 3)).at[0, 1].set(0.0)
+    found = jax.jit(model.apply)({"params": params}, images[:2], images[1:], rig, shown, turned)
+    alone = jax.jit(functools.partial(model.apply, method="keypoints"))
+    chex.assert_trees_all_close(
+        found.first, alone({"params": params}, images[:2], rig, shown), atol=2e-5)
+    chex.assert_trees_all_close(
+        found.second, alone({"params": params}, images[1:], rig, shown), atol=2e-5)
+    chex.assert_trees_all_close(
+        found.turned, alone({"params": params}, images[:2], turned, shown), atol=2e-5)
+    assert np.abs(found.turned.points - found.first.points).max() > 1e-3
+    assert len(found.heat) == 4
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def test_body_size():
 def test_swapped_sides_are_counted():
     names = ("nose", "paw left", "paw right", "ear left", "tail left")
     assert regression.sides(names) == [(1, 2)]
+    short = ("paw_L", "paw_R", "LHip", "RHip", "l.ear", "r.ear", "Left eye", "Right eye", "lip",
+             "KneeL", "KneeR", "SpineL")
+    assert regression.sides(short) == [(0, 1), (2, 3), (4, 5), (6, 7), (9, 10)]
     truth = RNG.normal(size=(4, 5, 3))
     found = truth + 0.01
     found[1] = found[1, [0, 2, 1, 3, 4]]

@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -28,6 +29,24 @@ def scene():
     return rig, np.asarray(masks)
 
 
+def seen(rig, places, radius):
+    """The volume from crops of balls at places, one a frame, and the crops' masks."""
+    cropped, masks = [], []
+    for view in range(4):
+        pixels, depth = (np.asarray(x)[view] for x in cameras.project(rig, places))
+        size = rig.matrix[view, 0, 0] * radius / depth
+        low, high = (pixels - size[:, None]).min(axis=0), (pixels + size[:, None]).max(axis=0)
+        side = int((high - low).max() * 1.15)
+        corner = np.round((low + high) / 2 - side / 2)
+        own = cameras.crop(rig[view : view + 1], *corner, (side, side))
+        cropped.append(cameras.resize(own, (64, 64)))
+        y, x = np.mgrid[:64, :64] * side / 64
+        u, v = (pixels - corner).T[..., None, None]
+        masks.append(np.hypot(x - u, y - v) < size[:, None, None])
+    together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *cropped)
+    return volume.from_motion(together, np.stack(masks, axis=1), "world"), np.stack(masks, axis=1)
+
+
 def test_the_cube_holds_what_moves(scene):
     rig, masks = scene
     found = volume.from_motion(rig, masks, "world", margin=0.2)
@@ -51,6 +70,26 @@ def test_it_follows_the_world(scene):
     a, b = one.cameras(rig), two.cameras(moved)
     np.testing.assert_allclose(a.translation, b.translation, atol=5e-3)
     np.testing.assert_allclose(a.rotation, b.rotation, atol=1e-4)
+
+
+def test_crops_around_a_subject_lead_to_it():
+    """The optical axes meet at the rig's centre, the subject walks in a corner."""
+    rig = ring(4, size=(640, 480), focal=400.0)
+    places = np.array([[0.9, 0.8, 0.3], [1.1, 0.6, 0.3], [1.0, 0.7, 0.5]])
+    found, masks = seen(rig, places, 0.1)
+    assert np.abs(found.centre - [1.0, 0.7, 0.4]).max() < 0.1
+    assert np.abs(found.from_world(places)).max() < 1.0 and found.side < 1.0
+    assert masks.any(axis=(2, 3)).all()
+
+
+def test_a_walk_towards_one_camera_is_held_to_its_ends():
+    """Its view is cropped to a narrow square: the others say how far the walk goes."""
+    rig = ring(4, size=(640, 480), focal=400.0)
+    towards = np.asarray(rig.centres[0]) - [0, 0, 0.3]
+    places = np.array([0, 0, 0.3]) + np.linspace(-0.35, 0.35, 6)[:, None] * towards
+    found, _ = seen(rig, places, 0.1)
+    assert np.abs(found.from_world(places)).max() < 1.0
+    assert found.side < 1.6 * np.linalg.norm(places[0] - places[-1])
 
 
 def test_world_and_volume_are_inverses(scene):
