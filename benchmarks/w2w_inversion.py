@@ -13,55 +13,22 @@ of its sides and 1,000 components; sd15 is the full size with 10,000 (over 24 GB
 torch and JAX share the memory; 21 GiB with --components 1000, and a minute a step).
 """
 
-import argparse
 import functools
-import os
-import platform
-import resource
-import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import stable_diffusion
 import torch
+from stable_diffusion import LORA, SIZES, channels_first
 
-from common import xla_flags
 from w2w import lora
-from w2w.diffusion import component_config, inversion, objectives, pretrained
+from w2w.diffusion import inversion, objectives
+from w2w.diffusion.latents import Photographs
 from w2w.diffusion.noise import NoiseProcess
-from w2w.diffusion.pipeline import Condition
-from w2w.diffusion.unet import UNet, count_parameters
+from w2w.diffusion.pipeline import Condition, predictor
 from w2w.subspace import Subspace
-
-# PyPI's torchvision does not load beside a CPU build of torch; diffusers imports it all the same.
-if torch.version.cuda is None:
-    _TORCHVISION = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _TORCHVISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import diffusers  # noqa: E402
-
-LORA = lora.LoraConfig(rank=1, alpha=27.0)
-SIZES: dict[str, dict[str, Any]] = {
-    "small": dict(widths=(40, 80, 160, 160), side=16, text=96, groups=8, components=1000),
-    "sd15": dict(widths=(320, 640, 1280, 1280), side=64, text=768, groups=32, components=10_000),
-}
-
-
-def networks(size: dict[str, Any], device: str) -> tuple[torch.nn.Module, UNet, Any]:
-    """The same UNet twice: diffusers' (frozen), and ours with its parameters."""
-    torch.manual_seed(0)
-    oracle = diffusers.UNet2DConditionModel(
-        sample_size=size["side"],
-        block_out_channels=size["widths"],
-        cross_attention_dim=size["text"],
-        norm_num_groups=size["groups"],
-    )
-    config = component_config.unet_config(oracle.config)
-    state = {name: tensor.detach().numpy() for name, tensor in oracle.state_dict().items()}
-    params = jax.tree.map(jnp.asarray, pretrained.unet_params(state, config))
-    return oracle.eval().requires_grad_(False).to(device), UNet(config), params
 
 
 def random_space(layout: lora.Layout, k: int, rng: np.random.Generator) -> Subspace:
@@ -82,9 +49,7 @@ class TorchInversion:
         self.mean, self.std = (tensor(np.array(x)) for x in (space.mean, space.std))
         self.components = tensor(np.array(space.components))
         self.text = tensor(text)
-        self.scheduler = diffusers.DDPMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
-        )
+        self.scheduler = stable_diffusion.scheduler()
         self.factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, _, _ in layout.modules:
             hook = functools.partial(self.adapt, name)
@@ -110,8 +75,8 @@ class TorchInversion:
         made = []
         for own in latents:
             beta = torch.zeros(len(self.components), device=self.device, requires_grad=True)
-            first = torch.as_tensor(own, device=self.device).permute(0, 3, 1, 2).contiguous()
-            made.append((beta, torch.optim.Adam([beta], 0.1, weight_decay=1e-10), first))
+            optimiser = torch.optim.Adam([beta], 0.1, weight_decay=1e-10)
+            made.append((beta, optimiser, channels_first(own, self.device)))
         return made
 
     def step(self, people: list[tuple[torch.Tensor, Any, torch.Tensor]]) -> None:
@@ -141,7 +106,7 @@ def compare(
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(beta), shared)
     leaf = torch.as_tensor(beta, device=theirs.device).requires_grad_()
-    args = (torch.as_tensor(x, device=theirs.device).permute(0, 3, 1, 2) for x in (latents, noise))
+    args = (channels_first(x, theirs.device) for x in (latents, noise))
     expected = theirs.loss(leaf, *args, torch.as_tensor(t, device=theirs.device))
     expected.backward()
     wanted = leaf.grad.cpu().numpy()
@@ -149,57 +114,32 @@ def compare(
     return f"loss {abs(float(value) - expected.item()) / expected.item():.1e}, gradient {error:.1e}"
 
 
-def timed(function: Any, steps: int, wait: Any) -> float:
-    wait()
-    start = time.perf_counter()
-    for _ in range(steps):
-        function()
-    wait()
-    return (time.perf_counter() - start) / steps
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--people", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--steps", type=int, default=10, help="of each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="of torch; JAX takes its default device")
+    parser = stable_diffusion.options_of(__doc__.splitlines()[0])
     parser.add_argument("--components", type=int, default=0)
     options = parser.parse_args()
-    xla_flags.prepare()
-    torch.set_num_threads(os.cpu_count() or 1)
+    stable_diffusion.prepare()
     size = SIZES[options.size]
     rng = np.random.default_rng(0)
-    oracle, unet, params = networks(size, options.device)
+    oracle, unet, params = stable_diffusion.networks(size, options.device)
     layout = lora.Layout.from_params(params, LORA)
     space = random_space(layout, options.components or size["components"], rng)
     text = rng.standard_normal((1, 77, size["text"]), np.float32)
     shared = inversion.Shared(space, params, Condition(jnp.asarray(text)))
     recipe = inversion.Recipe(batch=1)
-    problem = inversion.Problem(
-        inversion.predictor(unet), NoiseProcess(), layout, LORA, recipe
-    )
+    problem = inversion.Problem(predictor(unet), NoiseProcess(), layout, LORA, recipe)
     theirs = TorchInversion(oracle, space, layout, text, options.device)
     shape = (1, size["side"], size["side"], 4)
-    device = jax.devices()[0]
-    print(f"{options.size}: UNet of {count_parameters(params):,} parameters, latents "
-          f"{size['side']} x {size['side']}, {space.k} components of {layout.size:,} values")
-    print(f"jax {jax.__version__} on {device.device_kind}, torch {torch.__version__} on "
-          f"{options.device}, {os.cpu_count()} cores, {platform.machine()}")
+    more = f"{space.k} components of {layout.size:,} values"
+    stable_diffusion.header(options.size, params, options.device, more)
     first = rng.standard_normal(shape, np.float32)
     print(f"differences: {compare(problem, theirs, shared, first)}")
 
-    def wait_torch() -> None:
-        if options.device != "cpu":
-            torch.cuda.synchronize()
-
     step = jax.jit(inversion.make_step(problem), donate_argnums=0)
-    print("| people | JAX: s a step | people-steps a second | torch: s a step | "
-          "people-steps a second | ratio |\n|---|---|---|---|---|---|")
+    stable_diffusion.table_head()
     for count in options.people:
         latents = rng.standard_normal((count, *shape), np.float32)
-        photographs = inversion.Photographs(
+        photographs = Photographs(
             jnp.asarray(latents), jnp.zeros(latents.shape), jnp.ones(count, jnp.int32), None
         )
         keys = jax.random.split(jax.random.key(1), count)
@@ -208,22 +148,13 @@ def main() -> None:
         def ours(state=state, data=(photographs, keys, shared)) -> None:
             state[0], _ = step(state[0], data, jax.random.key(0))
 
-        def wait_jax(state=state) -> None:
+        def wait(state=state) -> None:
             jax.block_until_ready(state[0])
 
         people = theirs.people(latents)
         oneself = functools.partial(theirs.step, people)
-        for function in (ours, oneself):  # compiles, warms up
-            function()
-        rounds = [
-            (timed(ours, options.steps, wait_jax), timed(oneself, options.steps, wait_torch))
-            for _ in range(options.rounds)
-        ]
-        a, b = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"| {count} | {a:.3f} | {count / a:.2f} | {b:.3f} | {count / b:.2f} | {b / a:.2f} |",
-              flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of the process: {peak:.1f} GiB")
+        stable_diffusion.compete(count, ours, wait, oneself, options)
+    stable_diffusion.footer()
 
 
 if __name__ == "__main__":

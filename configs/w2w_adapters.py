@@ -1,4 +1,4 @@
-"""A weight space of your own LoRA files: import, fit, sample, invert, edit, export, draw.
+"""A weight space of your own LoRA files: (train,) import, fit, sample, invert, edit, export, draw.
 
 Paper:    Dravid et al., "Interpreting the Weight Space of Customized Diffusion Models", 2024
           (weights2weights).
@@ -7,8 +7,11 @@ Command:  python launch.py --config=configs/w2w_adapters.py --config.folder=my_a
           Adapters were added to the folder: the space of the earlier run takes them in,
             --workdir=run2 --config.space.update_from=run
           With the base model, photographs become adapters, too, and models are drawn:
-            --config.invert.pipeline=stable-diffusion-v1-5 --config.invert.images=photographs
-Cost:     dominated by reading the files; without a pipeline no network is evaluated.
+            --config.base.pipeline=stable-diffusion-v1-5 --config.invert.images=photographs
+          Without adapters, they are trained first, one for each sub-folder of photographs:
+            --config.base.pipeline=stable-diffusion-v1-5 --config.train.images=people
+Cost:     dominated by reading the files; without a pipeline no network is evaluated. Training takes
+          800 steps of two images for each person, made for accelerators.
 Expected: the smoke variant plants five directions and finds them within 7 degrees.
 Variants: smoke (makes its own adapters; CI).
 """
@@ -52,14 +55,51 @@ def get_config(variant: str = "") -> ConfigDict:
             strengths=(-1.0, 1.0),  # 1: the largest projection of an adapter
         )
     )
-    # Photographs of people to models of the space, with the base model that the adapters are of.
-    config.invert = ConfigDict(
+    # The Stable Diffusion model that the adapters are of; for training, inversion and drawing.
+    config.base = ConfigDict(
         dict(
             pipeline="",  # its folder in diffusers' layout, or owner/name of a hub repository
+            size=0,  # pixels of a side; 0: the model's
+            dtype="float32",  # of the networks; bfloat16 on accelerators
+            remat=False,  # gradient checkpointing
+        )
+    )
+    # Photographs to adapters by DreamBooth-LoRA, instead of a folder of adapters; the defaults are
+    # the recipe of the published ones.
+    config.train = ConfigDict(
+        dict(
+            images="",  # folder of one sub-folder for each person; "": adapters are imported
+            prompt="sks person",
+            class_prompt="person",
+            class_images="",  # folder of pictures of the class; "": the base model draws them
+            class_count=200,  # of those, with steps and guidance:
+            class_steps=50,
+            class_guidance=7.5,
+            class_at_once=4,
+            rank=1,
+            alpha=27.0,
+            targets=(r"(.*\.)?attn[12]\.to_[qv]",),  # regular expressions over names of modules
+            steps=800,
+            batch=1,  # noisy images of each person in a step
+            class_batch=1,  # and of the class; 0: no prior preservation
+            prior_weight=1.0,
+            learning_rate=1e-4,
+            weight_decay=1e-2,
+            clip=1.0,  # largest norm of a person's gradient
+            views=8,  # random crops of each photograph that is not of the model's proportions
+            zoom=1.0,  # smallest crop, as a share of the largest; below 1 also for square ones
+            mirror=False,
+            at_once=4,  # people on each device at once; 0: all
+            save_every=100,  # steps
+            draws=16,  # of noise and time, that adapters and base model are compared on
+        )
+    )
+    # Photographs of people to models of the space.
+    config.invert = ConfigDict(
+        dict(
             images="",  # folder of one person's photographs, or of a sub-folder for each person
             masks="",  # folder of masks named as the photographs, white counts; "": none
             prompt="sks person",
-            size=0,  # pixels of a side; 0: the model's
             views=8,  # random crops of each photograph that is not of the model's proportions
             zoom=1.0,  # smallest crop, as a share of the largest; below 1 also for square ones
             mirror=False,
@@ -71,8 +111,6 @@ def get_config(variant: str = "") -> ConfigDict:
             learning_rate=0.1,
             weight_decay=1e-10,
             at_once=0,  # people on each device at once; 0: all
-            dtype="float32",  # of the networks; bfloat16 on accelerators
-            remat=False,  # gradient checkpointing
             save_every=50,  # steps
             draws=16,  # of noise and time, that inversion and mean model are compared on
         )

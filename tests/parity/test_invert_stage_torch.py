@@ -14,11 +14,13 @@ from common import rng as random_streams
 from common.config import ConfigError
 from common.storage import load_arrays, load_json
 from w2w import adapters, lora, subspace
-from w2w.adapters import AdapterError, base_model, invert
+from w2w.adapters import AdapterError, base_model, encode, invert
 from w2w.adapters import experiment as adapters_experiment
 from w2w.adapters import stages as own_adapters
 from w2w.bank import Bank
-from w2w.diffusion import inversion, objectives
+from w2w.diffusion import inversion, latents, objectives
+from w2w.diffusion.latents import Photographs
+from w2w.diffusion.pipeline import predictor
 from w2w.lora_layout import Layout
 
 torch = pytest.importorskip("torch", reason="torch is the oracle of parity tests (extra: test)")
@@ -68,7 +70,7 @@ def configuration(root, **changes):
         "edit.models": "inverted-anna",
         "edit.components": 3,
         "sample.count": 1,
-        "invert.pipeline": root / "pipeline",
+        "base.pipeline": root / "pipeline",
         "invert.images": root / "photographs",
         "invert.masks": root / "masks",
         "invert.steps": 40,
@@ -77,7 +79,7 @@ def configuration(root, **changes):
         "invert.components": 5,
         "invert.learning_rate": 0.5,
         "invert.save_every": 10,
-        "invert.remat": True,
+        "base.remat": True,
         "draw.images": 1,
         "draw.steps": 2,
         "draw.at_once": 2,
@@ -204,9 +206,9 @@ def test_gradient_equals_torch_from_the_same_photographs(made):
     root, layout = made
     pipeline = base_model.load(str(root / "pipeline"), remat=True)
     config = configuration(root)
-    settings = ConfigDict({**config.invert, "seed": 0})
-    people = invert.find_people(settings)
-    latents = invert.encode(people, pipeline, settings)
+    settings = ConfigDict({**config.invert, **config.base, "seed": 0})
+    people = encode.find_people(settings, "config.invert")
+    latents = encode.encode(people, pipeline, settings)
     assert latents.views.tolist() == [1 + 3, 1]
     rng = np.random.default_rng(2)
     k = 4
@@ -215,7 +217,7 @@ def test_gradient_equals_torch_from_the_same_photographs(made):
     space = subspace.Subspace(*map(jnp.asarray, (mean, std, components, np.ones(k))), n=9)
     lora_config = base_model.lora_config(layout, ALPHA, pipeline.params["unet"], "pipeline")
     problem = inversion.Problem(
-        inversion.predictor(pipeline.unet), pipeline.scheduler.process, layout, lora_config,
+        predictor(pipeline.unet), pipeline.scheduler.process, layout, lora_config,
         inversion.Recipe(batch=2),
     )
     condition = pipeline.encode_text(pipeline.tokenize(["sks person"]), (16, 16))
@@ -274,12 +276,12 @@ def test_half_precision_keeps_coefficients_in_float32(made):
         pipeline.encode_text(pipeline.tokenize(["sks person"]), (16, 16)),
     )
     problem = inversion.Problem(
-        inversion.predictor(pipeline.unet), pipeline.scheduler.process, layout,
+        predictor(pipeline.unet), pipeline.scheduler.process, layout,
         base_model.lora_config(layout, ALPHA, params, "pipeline"), inversion.Recipe(),
     )
-    mean, deviation = inversion.posterior(pipeline, jnp.zeros((16, 16, 3)))
+    mean, deviation = latents.posterior(pipeline, jnp.zeros((16, 16, 3)))
     assert mean.dtype == deviation.dtype == jnp.float32
-    data = inversion.Photographs(mean[None], deviation[None], jnp.asarray(1), None)
+    data = Photographs(mean[None], deviation[None], jnp.asarray(1), None)
     data = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), data)
     keys, states = jax.random.split(jax.random.key(0)), inversion.init(2, k, problem.recipe)
     step = inversion.make_step(problem)
@@ -301,12 +303,13 @@ def test_latents_and_masks_are_of_the_same_view(made, tmp_path, monkeypatch):
         mean = image.reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
         return mean, jnp.zeros_like(mean)
 
-    monkeypatch.setattr(inversion, "posterior", pooled)
+    monkeypatch.setattr(latents, "posterior", pooled)
     places = {"invert.images": tmp_path / "photographs", "invert.masks": tmp_path / "masks"}
     more = {"invert.views": 10, "invert.zoom": 0.7, "invert.mirror": True}
-    settings = ConfigDict({**configuration(root, **places, **more).invert, "seed": 0})
-    (person,) = invert.find_people(settings)
-    found = invert.encode_person(person, base_model.load(str(root / "pipeline")), settings)
+    config = configuration(root, **places, **more)
+    settings = ConfigDict({**config.invert, **config.base, "seed": 0})
+    (person,) = encode.find_people(settings, "config.invert")
+    found = encode.encode_person(person, base_model.load(str(root / "pipeline")), settings)
     assert found["mask"].shape == (10, 8, 8, 1)
     image, mask = (found["mean"][..., :1] + 1) / 2, found["mask"]
     assert np.abs(image - mask).max() < 0.3 and np.abs(image - mask).mean() < 0.03
@@ -322,9 +325,9 @@ def run_with(made, tmp_path, **changes):
     [
         ({"invert.images": "nowhere"}, "nowhere is not a folder of photographs"),
         ({"invert.masks": "nowhere"}, "nowhere is not a folder of masks"),
-        ({"invert.pipeline": "nowhere"}, "nowhere is no folder and no hub id"),
-        ({"invert.pipeline": "configs"}, "configs has no model_index.json"),
-        ({"invert.pipeline": ""}, "config.invert.images needs the base model"),
+        ({"base.pipeline": "nowhere"}, "nowhere is no folder and no hub id"),
+        ({"base.pipeline": "configs"}, "configs has no model_index.json"),
+        ({"base.pipeline": ""}, "config.invert.images needs the base model"),
         ({"invert.units": "sigma"}, "config.invert: units = 'sigma'"),
         ({"invert.zoom": 0.0}, "config.invert: zoom = 0.0"),
         ({"invert.images": ""}, "config.invert.masks without config.invert.images"),
@@ -342,16 +345,16 @@ def test_mistakes_that_need_the_space_or_the_model(made, finished, tmp_path):
 
     def stage(**changes):
         config = configuration(root, **changes)
-        invert.invert(ConfigDict({**config.invert, "seed": 0}), inputs, tmp_path)
+        invert.invert(ConfigDict({**config.invert, **config.base, "seed": 0}), inputs, tmp_path)
 
     with pytest.raises(ConfigError, match=r"components = 12; the space has 11"):
         stage(**{"invert.components": 12})
     with pytest.raises(ConfigError, match="component_dtype = 'int8'"):
         stage(**{"invert.component_dtype": "int8"})
     with pytest.raises(ConfigError, match="15 x 15, not multiples of 2"):
-        stage(**{"invert.size": 15})
+        stage(**{"base.size": 15})
     with pytest.raises(ConfigError, match="dtype = float16 is not supported"):
-        stage(**{"invert.dtype": "float16"})
+        stage(**{"base.dtype": "float16"})
 
 
 def test_adapters_of_another_base_are_refused(made, finished, tmp_path):
@@ -372,4 +375,4 @@ def test_adapters_of_another_base_are_refused(made, finished, tmp_path):
     own_adapters.fit(ConfigDict(dict(components=0, method="gram", seed=0)), inputs, tmp_path)
     config = configuration(root, **{"invert.components": 0})
     with pytest.raises(AdapterError, match="another base model"):
-        invert.invert(ConfigDict({**config.invert, "seed": 0}), inputs, tmp_path)
+        invert.invert(ConfigDict({**config.invert, **config.base, "seed": 0}), inputs, tmp_path)

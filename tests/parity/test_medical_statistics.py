@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from MLstatkit import Delong_test
 from sklearn import metrics
+from statsmodels.discrete import discrete_model
 from statsmodels.stats import contingency_tables, multitest, proportion
 
 from medical.statistics import adjust, calibration, delong, intervals, mcnemar, multiclass
@@ -84,3 +85,18 @@ def test_scores_like_scikit_learn():
     p = rng.random(90)
     brier = metrics.brier_score_loss(labels, p)
     assert calibration.brier(labels, p) == pytest.approx(brier, abs=1e-12)
+
+
+def test_recalibration_like_statsmodels():
+    rng = np.random.default_rng(5)
+    p = rng.uniform(0.05, 0.95, 300)
+    labels = (rng.random(300) < p**2).astype(int)
+    logit = np.log(p / (1 - p))
+    model = discrete_model.Logit(labels, np.stack([np.ones(300), logit], 1)).fit(disp=False)
+    found = calibration.recalibration(labels, p)
+    np.testing.assert_allclose([found.intercept, found.slope], model.params, rtol=1e-6)
+    expected = model.conf_int()
+    np.testing.assert_allclose(found.intercept_interval, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found.slope_interval, expected[1], rtol=1e-5)
+    wide = calibration.recalibration(labels, p, level=0.99)
+    assert wide.slope_interval[0] < found.slope_interval[0]

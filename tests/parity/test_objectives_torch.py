@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from w2w import lora, subspace
-from w2w.diffusion import component_config, objectives, pretrained
+from w2w.diffusion import component_config, dreambooth, objectives, pretrained
+from w2w.diffusion.latents import Photographs
 from w2w.diffusion.noise import NoiseProcess
 from w2w.diffusion.pipeline import Condition, predict
 from w2w.diffusion.unet import UNet
@@ -133,54 +133,75 @@ def test_one_dreambooth_step(blocks, side, tensors):
 
 @pytest.mark.usefixtures("standard_promotion")  # optax.adamw: 1 - decay**count
 def test_ten_dreambooth_steps():
-    """Clipped AdamW as in the recipe of the published models: ten steps end at torch's weights."""
-    rate, decay, steps, longest = 1e-3, 1e-2, 10, 0.4
-    times = np.random.default_rng(2).integers(0, 1000, (steps, 2)).astype(np.int32)
-    latents, noise, text = data()
+    """The step of the published recipe (clipped AdamW) ends at torch's weights, for two people.
+
+    Another learning rate and norm, so that there is something to see and some steps are clipped.
+    """
+    steps, people = 10, 2
+    recipe = dreambooth.Recipe(steps, learning_rate=1e-3, clip=0.4, prior_weight=0.7)
+    _, apply_fn, params, layout, vector = network()
+    problem = dreambooth.Problem(apply_fn, NoiseProcess(), CONFIG, recipe)
+    rng = np.random.default_rng(2)
+    mean = rng.normal(size=(people + 1, 4, 8, 8, 4)).astype(np.float32)
+    deviation = np.full_like(mean, 0.3)
+    count = np.full(people + 1, 4, np.int32)
+    everything = jax.tree.map(jnp.asarray, Photographs(mean, deviation, count, None))
+    persons = jax.tree.map(lambda leaf: leaf[:people], everything)
+    text = rng.normal(size=(2, 1, 5, 12)).astype(np.float32)
+    shared = dreambooth.Shared(
+        params, *map(Condition, text), jax.tree.map(lambda leaf: leaf[people], everything)
+    )
+    states = dreambooth.init(jax.random.key(0), people, params, problem)
+    start = lora.unflatten(jnp.asarray(vector), layout)
+    states = states.replace(params=jax.tree.map(lambda x: jnp.stack([x] * people), start))
+    step, key = jax.jit(dreambooth.make_step(problem)), jax.random.key(4)
+    draw = jax.jit(lambda key, one: dreambooth.draw(key, one, shared, problem))
+    draws: list[list] = [[] for _ in range(people)]
+    with jax.default_matmul_precision("highest"):
+        for i in range(steps):
+            states, metrics = step(states, (persons, key, shared), key)
+            for person, done in enumerate(draws):
+                one = jax.tree.map(lambda leaf, person=person: leaf[person], persons)
+                drawn = jax.device_get(draw(jax.random.fold_in(key, i), one))
+                done.append((drawn, float(metrics["loss"][person])))
+
+    for person, done in enumerate(draws):
+        expected, begun, norms = torch_training(done, recipe)
+        assert min(norms) < recipe.clip < max(norms)  # some are clipped
+        adapter = jax.tree.map(lambda leaf, person=person: leaf[person], states.params)
+        for name, found in lora.to_peft(adapter, layout).items():
+            torch_name = name.replace(".weight", ".default.weight")
+            change = np.abs(expected[torch_name] - begun[torch_name]).max()
+            assert change > 0.3 * recipe.learning_rate * steps
+            assert np.abs(np.asarray(found) - expected[torch_name]).max() <= 1e-3 * change
+
+
+def torch_training(draws, recipe):
+    """Weights after and before DreamBooth with torch's AdamW on given draws, and gradient norms."""
     model = with_peft.__wrapped__()  # one's own, as its weights change
-    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    start = {n: p.detach().clone().numpy() for n, p in model.named_parameters() if p.requires_grad}
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, rate, weight_decay=decay)
+    optimiser = torch.optim.AdamW(
+        trained, recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay
+    )
     scheduler = diffusers.DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
     )
     norms = []
-    for t in torch.from_numpy(times).long():
+    for drawn, found in draws:
         optimiser.zero_grad()
-        noisy = scheduler.add_noise(first(latents), first(noise), t)
-        square = (model(noisy, t, torch.from_numpy(text)).sample - first(noise)) ** 2
-        (square[:1].mean() + square[1:].mean()).backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(trained, longest).item())
+        clean, noise = first(drawn.clean), first(drawn.noise)
+        t = torch.from_numpy(np.array(drawn.timesteps)).long()
+        noisy = scheduler.add_noise(clean, noise, t)
+        text = torch.from_numpy(np.array(drawn.condition.text))
+        square = (model(noisy, t, text).sample - noise) ** 2
+        loss = square[:1].mean() + recipe.prior_weight * square[1:].mean()  # instance, then class
+        assert abs(found - loss.item()) <= 1e-4 * loss.item()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, recipe.clip).item())
         optimiser.step()
-    expected = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
-    assert min(norms) < longest < max(norms)  # some are clipped
-
-    _, apply_fn, params, layout, vector = network()
-    chain = optax.chain(
-        optax.clip_by_global_norm(longest), optax.adamw(rate, weight_decay=decay)
-    )
-
-    def loss(adapter, t):
-        predict = lora.adapted(apply_fn, params, adapter, CONFIG)
-        return objectives.dreambooth(
-            predict, latents, Condition(text), noise, t, NoiseProcess(), class_count=1
-        )
-
-    @jax.jit
-    def step(adapter, state, t):
-        updates, state = chain.update(jax.grad(loss)(adapter, t), state, adapter)
-        return optax.apply_updates(adapter, updates), state
-
-    adapter = lora.unflatten(jnp.asarray(vector), layout)
-    state = chain.init(adapter)
-    with jax.default_matmul_precision("highest"):
-        for t in times:
-            adapter, state = step(adapter, state, t)
-    for name, found in lora.to_peft(adapter, layout).items():
-        torch_name = name.replace(".weight", ".default.weight")
-        change = np.abs(expected[torch_name] - start[torch_name].numpy()).max()
-        assert change > 0.3 * rate * steps
-        assert np.abs(np.asarray(found) - expected[torch_name]).max() <= 1e-3 * change
+    end = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+    return end, start, norms
 
 
 def test_inversion_gradient_and_mask():

@@ -8,6 +8,7 @@ from common import config as config_lib
 from common.config import ConfigError
 from common.storage import load_arrays, load_json
 from w2w import adapters
+from w2w.adapters import base_model
 from w2w.adapters import experiment as adapters_experiment
 from w2w.adapters import stages as own_adapters
 from w2w.bank import Bank
@@ -115,6 +116,20 @@ def test_mistakes_in_the_configuration(tmp_path):
         config = config_lib.apply_overrides(config_lib.load(CONFIG), overrides)
         with pytest.raises(ConfigError, match=message):
             adapters_experiment.run(config, tmp_path / "run")
+
+
+def test_components_of_the_base_model_may_be_links(tmp_path):
+    """What they lead to is looked at, so that another UNet is other work."""
+    weights = tmp_path / "elsewhere" / "weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text("{}")
+    (tmp_path / "model/unet").symlink_to(weights.parent)
+    before = base_model.digest(str(tmp_path / "model"))
+    assert base_model.digest(str(tmp_path / "model")) == before
+    weights.write_bytes(b"22")
+    assert base_model.digest(str(tmp_path / "model")) != before
 
 
 @pytest.mark.parametrize(

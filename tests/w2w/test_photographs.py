@@ -115,6 +115,42 @@ def test_people_are_folders_or_one_folder(tmp_path):
     assert photographs.digest([anna, bert]) != before
 
 
+def test_links_to_people_and_pictures(tmp_path):
+    """A folder of links to folders is a folder of people; one that leads nowhere is named."""
+    image, mask = spot()
+    saved(tmp_path / "album" / "x1" / "1.png", image)
+    saved(tmp_path / "album" / "x2" / "1.png", image)
+    saved(tmp_path / "masked" / "1.png", mask)
+    for kind, names in (("photographs", ("x1", "x2")), ("masks", ("masked", "masked"))):
+        (tmp_path / kind).mkdir()
+        for person, name in zip(("anna", "bert"), names, strict=True):
+            place = tmp_path / "album" / name if kind == "photographs" else tmp_path / name
+            (tmp_path / kind / person).symlink_to(place)
+    people = photographs.find(tmp_path / "photographs", tmp_path / "masks")
+    assert [person.name for person in people] == ["anna", "bert"]
+    assert people[0].images == (tmp_path / "photographs" / "anna" / "1.png",)
+    (tmp_path / "album" / "x1" / "2.png").symlink_to("1.png")
+    (tmp_path / "album" / "x1" / "again.png").symlink_to("gone.png")
+    with pytest.raises(PhotographError, match=r"anna/again.png is a link to gone.png, which"):
+        photographs.find(tmp_path / "photographs")
+    (tmp_path / "album" / "x1" / "again.png").unlink()
+    assert len(photographs.find(tmp_path / "photographs")[0].images) == 2
+    (tmp_path / "photographs" / "carl").symlink_to(tmp_path / "nobody")
+    with pytest.raises(PhotographError, match=r"carl is a link to .*nobody, which is not there"):
+        photographs.find(tmp_path / "photographs")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    saved(tmp_path / "p" / "anna" / "1.png", spot()[0])
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(photographs.pathlib.Path, "iterdir", closed)
+    with pytest.raises(PhotographError, match="p cannot be read: Permission denied"):
+        photographs.find(tmp_path / "p")
+
+
 def folder(tmp_path, *names):
     for name in names:
         saved(tmp_path / name, spot()[0])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from common.config import ConfigError
+from w2w import folders
 from w2w.adapters import AdapterError
 from w2w.diffusion.pipeline import Pipeline, load_pipeline
 from w2w.lora_layout import Layout, LoraConfig, Params, flax_path
@@ -30,7 +31,7 @@ def load(path: str, dtype: str = "float32", remat: bool = False) -> Pipeline:
         kind = jnp.dtype(dtype)
         return load_pipeline(path, dtype=kind, param_dtype=kind, remat=remat)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise ConfigError(f"config.invert.pipeline: {error}") from error
+        raise ConfigError(f"config.base.pipeline: {error}") from error
 
 
 def digest(path: str) -> str:
@@ -42,15 +43,15 @@ def digest(path: str) -> str:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         if folder.exists() or not re.fullmatch(r"\w[\w.\-]*/\w[\w.\-]*", path):
-            raise ConfigError(f"config.invert.pipeline: {path} is no folder and no hub id")
+            raise ConfigError(f"config.base.pipeline: {path} is no folder and no hub id")
         return path
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
-            f"config.invert.pipeline: {folder} has no model_index.json; it is not the folder of a "
+            f"config.base.pipeline: {folder} has no model_index.json; it is not the folder of a "
             "pipeline in diffusers' layout"
         )
     lines = []
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folders.walk(folder)):  # components may be links to folders
         if file.is_file():
             status = file.stat()
             lines.append(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")

@@ -1,4 +1,4 @@
-"""Stage that draws: images of sampled, edited and inverted models with the base pipeline."""
+"""Stage that draws: images of trained, sampled, edited and inverted models."""
 
 import io
 import pathlib
@@ -11,16 +11,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from common import figures, rng
-from common.storage import load_arrays, write_whole
+from common.storage import load_arrays, load_json, write_whole
 from w2w import population
 from w2w.adapters import base_model
 from w2w.adapters import stages as own_adapters
-from w2w.adapters.invert import image_size
+from w2w.adapters.encode import image_size
 from w2w.diffusion.generate import generate
 from w2w.diffusion.pipeline import Pipeline
 from w2w.lora_layout import Layout, LoraConfig
 
 FIGURES = {
+    "trained.png": "A photograph of each of the first trained people, and images of the adapter.",
     "samples.png": "The mean model and sampled models (rows), one column for each prompt and seed.",
     "edits.png": "Edited models (rows) by strength, all from the first seed of the first prompt.",
     "inversions.png": "What was looked at (masked parts dimmed), and images of its inversion.",
@@ -85,13 +86,17 @@ def draw_models(
             lora_config=lora_config,
             image_size=size,
         )
-        pixels = np.round(255 * np.asarray(images, np.float32)).astype(np.uint8)
-        for i, rows in zip(chosen, pixels, strict=False):  # without the padding
+        for i, rows in zip(chosen, np.asarray(images, np.float32), strict=False):  # no padding
             for path, image in zip(paths[i], rows, strict=True):
-                buffer = io.BytesIO()
-                Image.fromarray(image).save(buffer, "PNG")
-                write_whole(path, buffer.getvalue())
+                save_image(path, image)
     return [[thumbnail(Image.open(path), config.thumbnail) for path in row] for row in paths]
+
+
+def save_image(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes an image in [0, 1], ``[height, width, 3]``, as PNG; the file appears whole or not."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(255 * image).astype(np.uint8)).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
 
 
 def thumbnail(image: Image.Image, side: int) -> np.ndarray:
@@ -115,6 +120,17 @@ def draw(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path)
         return draw_models(names, vectors, *settings)
 
     headings = texts(config)
+    if "train" in inputs:
+        looked, _ = load_arrays(inputs["train"] / "photographs.safetensors")
+        trained = load_json(inputs["train"] / "train.json")["people"][: len(looked["pictures"])]
+        pairs = {row["name"]: looked["pictures"][i] for i, row in enumerate(trained)}
+        names = [name for name in pairs if name in bank.names]
+        vectors = np.stack([bank[bank.names.index(name)] for name in names])
+        rows = drawn([f"trained-{name}" for name in names], vectors.astype(np.float32))
+        for row, name in zip(rows, names, strict=True):
+            row.insert(0, thumbnail(Image.fromarray(pairs[name]), config.thumbnail))
+        columns = ["photograph", *headings]
+        figures.grid(rows, out / "trained.png", row_labels=names, column_labels=columns)
     arrays, header = load_arrays(inputs["sample"] / "models.safetensors")
     names = [own_adapters.MEAN, *header["names"]]
     rows = drawn(names, np.concatenate([np.asarray(space.mean)[None], arrays["vectors"]]))

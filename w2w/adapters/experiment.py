@@ -1,4 +1,4 @@
-"""The stages for own adapters: import, fit, sample, invert, edit, export, draw, report."""
+"""The stages for own adapters: train, import, fit, sample, invert, edit, export, draw, report."""
 
 import hashlib
 import pathlib
@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from common.config import ConfigError
 from common.report import publish
 from common.stages import Pipeline
-from w2w.adapters import base_model, earlier, photographs, planted
+from w2w.adapters import base_model, class_images, earlier, encode, photographs, planted
 from w2w.adapters import draw as drawing
 from w2w.adapters import invert as inverting
 from w2w.adapters import report as adapters_report
 from w2w.adapters import stages as own_adapters
+from w2w.adapters import train as training
 from w2w.bank import folder as bank_import
 
 
@@ -23,7 +24,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     stages = Pipeline(workdir)
     base = _base(config)
     fitting = {**earlier.settings(config.space, workdir), "seed": config.seed}
-    source, needs = _source(config, stages)
+    source, needs = _source(config, stages, base)
     seed = {"seed": config.seed}
     settings = {"adapter": config.adapter, "bank": config.bank, **source}
     stages.stage("import", own_adapters.import_adapters, ConfigDict(settings), needs)
@@ -32,19 +33,22 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     stages.stage("sample", own_adapters.sample, sampling, ("import", "space"))
     models: tuple[str, ...] = ("sample",)
     if config.invert.images:
-        pictures = photographs.digest(inverting.find_people(config.invert))
+        pictures = photographs.digest(encode.find_people(config.invert, inverting.WHERE))
         settings = ConfigDict({**config.invert, **base, **seed, "pictures": pictures})
         stages.stage("invert", inverting.invert, settings, ("import", "space"))
         models = (*models, "invert")
-    if config.edit.labels or needs:
+    planted_needs = needs if config.planted.models else ()
+    if config.edit.labels or planted_needs:
         settings = ConfigDict({**config.edit, **_digest(config.edit.labels)})
-        stages.stage("edit", own_adapters.edit, settings, (*needs, "import", "space", *models))
+        above = (*planted_needs, "import", "space", *models)
+        stages.stage("edit", own_adapters.edit, settings, above)
         models = (*models, "edit")
     stages.stage("export", own_adapters.export, ConfigDict(config.export), ("import", *models))
     everything: tuple[str, ...] = (*needs, "import", "space", *models, "export")
     if base and config.draw.prompts:
         settings = ConfigDict({**config.draw, **base, **seed})
-        stages.stage("draw", drawing.draw, settings, ("import", "space", *models))
+        trained = needs if config.train.images else ()
+        stages.stage("draw", drawing.draw, settings, (*trained, "import", "space", *models))
         everything = (*everything, "draw")
     stages.stage("report", adapters_report.report, ConfigDict(), everything)
     print(f"adapters: {workdir / 'stages' / 'export' / 'adapters'}")
@@ -53,37 +57,56 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _base(config: ConfigDict) -> dict[str, Any]:
-    """What stages that evaluate the base model depend on; empty if none is given."""
-    if not config.invert.pipeline:
-        if config.invert.images:
-            raise ConfigError("config.invert.images needs the base model, config.invert.pipeline")
+    """What stages that evaluate the base model depend on; empty if none is given.
+
+    Mistakes in what those stages are told are errors here, before anything runs.
+    """
+    if not config.base.pipeline:
+        for name in ("train", "invert"):
+            if config[name].images:
+                message = f"config.{name}.images needs the base model, config.base.pipeline"
+                raise ConfigError(message)
         return {}
     if jax.process_count() > 1:
-        raise ConfigError("config.invert.pipeline: inversion and drawing run in one process")
+        raise ConfigError("config.base.pipeline: its stages run in one process")
     if config.invert.masks and not config.invert.images:
         raise ConfigError("config.invert.masks without config.invert.images")
-    digest = base_model.digest(config.invert.pipeline)
-    shared = {name: config.invert[name] for name in ("pipeline", "dtype", "remat", "size")}
+    digest = base_model.digest(config.base.pipeline)
     if config.invert.images:
-        # Mistakes are errors before anything is imported.
-        inverting.find_people(config.invert)
+        encode.find_people(config.invert, inverting.WHERE)
         inverting.recipe_of(config.invert)
-    return {**shared, "pipeline_digest": digest}
+    return {**config.base, "pipeline_digest": digest}
 
 
-def _source(config: ConfigDict, stages: Pipeline) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _source(
+    config: ConfigDict, stages: Pipeline, base: dict[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Where the adapters are: settings of the import stage, and the stage that makes them."""
+    given = {
+        "config.planted.models": config.planted.models,
+        "config.folder": config.folder,
+        "config.train.images": config.train.images,
+    }
+    chosen = [name for name, value in given.items() if value]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)}: give one source of adapters")
+    if not chosen:
+        raise ConfigError(
+            "config.folder is empty; it names the folder of your adapter files, or "
+            "config.train.images that of photographs to train adapters from"
+        )
     if config.planted.models:
         made = ConfigDict({**config.planted, "seed": config.seed})
         stages.stage("adapters", planted.make, made)
         return {}, ("adapters",)
-    if not config.folder:
-        raise ConfigError("config.folder is empty; it names the folder of your adapter files")
+    if config.train.images:
+        _check_labels(config)
+        _train(config.train, {**base, "seed": config.seed}, stages)
+        return {}, ("train",)
     folder = pathlib.Path(config.folder)
     if not folder.is_dir():
         raise ConfigError(f"config.folder: {folder} is not a folder")
-    if config.edit.labels and not pathlib.Path(config.edit.labels).is_file():
-        raise ConfigError(f"config.edit.labels: there is no file {config.edit.labels}")
+    _check_labels(config)
     sources = bank_import.find(folder)
     if not sources:
         raise ConfigError(f"config.folder: no adapter files in {folder}")
@@ -91,6 +114,28 @@ def _source(config: ConfigDict, stages: Pipeline) -> tuple[dict[str, Any], tuple
     listing = "\n".join(f"{s.name} {bank_import.stamp(folder, s)}" for s in sources)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"folder": str(folder), "listing": digest}, ()
+
+
+def _train(config: ConfigDict, base: dict[str, Any], stages: Pipeline) -> None:
+    """The stages that train adapters from photographs, and that draw images of the class."""
+    people = training.find_people(config)
+    training.check(config)
+    drawn = ("class_prompt", "class_count", "class_steps", "class_guidance", "class_at_once")
+    settings = {name: value for name, value in config.items() if name not in drawn[1:]}
+    settings |= {**base, "pictures": photographs.digest(people)}
+    needs: tuple[str, ...] = ()
+    if config.class_images:
+        settings["class_pictures"] = photographs.digest([class_images.find(config.class_images)])
+    elif config.class_batch:
+        making = ConfigDict({**{name: config[name] for name in drawn}, **base})
+        stages.stage(class_images.NAME, class_images.draw, making)
+        needs = (class_images.NAME,)
+    stages.stage("train", training.train, ConfigDict(settings), needs)
+
+
+def _check_labels(config: ConfigDict) -> None:
+    if config.edit.labels and not pathlib.Path(config.edit.labels).is_file():
+        raise ConfigError(f"config.edit.labels: there is no file {config.edit.labels}")
 
 
 def _digest(labels: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ rank-stabilised LoRA). Where a file states alpha depends on its format: in ``ada
 
 import dataclasses
 import json
+import os
 import pathlib
 import struct
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import numpy as np
 import safetensors
 
 from common import torch_reader
+from w2w import folders
 from w2w.adapters import config as adapter_config
 from w2w.adapters.formats import AdapterError, Key, dotted, parse
 from w2w.lora_layout import Layout
@@ -70,14 +72,17 @@ def locate(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
     Raises:
       AdapterError: there is none, or more than one, or the configuration is missing.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         stems = (PEFT_STEM, DIFFUSERS_STEM, f"unet/{PEFT_STEM}")
-        found = [path / f"{s}{x}" for s in stems for x in SUFFIXES if (path / f"{s}{x}").is_file()]
+        candidates = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+        found = [file for file in candidates if os.path.isfile(file)]
+        if not found and (why := folders.reason(path)):
+            raise AdapterError(f"{path}: the folder cannot be read: {why}")
         if len(found) != 1:
             names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
             raise AdapterError(f"{path}: expected one file of adapter weights, found {names}")
         path = found[0]
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         link = f"; it is a link to {path.readlink()}" if path.is_symlink() else ""
         raise AdapterError(f"{path}: no such file{link}")
     if path.suffix not in SUFFIXES:

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from common.config import ConfigError
 from common.datasets import IMAGE_ERRORS, IMAGE_SUFFIXES
+from w2w.folders import is_dangling
 
 
-class PhotographError(ValueError):
+class PhotographError(ConfigError, ValueError):
     """Photographs or masks cannot be used; the message names the file or folder."""
 
 
@@ -40,7 +42,7 @@ class Frame(NamedTuple):
 
 
 def find(images: str | pathlib.Path, masks: str | pathlib.Path = "") -> list[Person]:
-    """The people in a folder, in the order of their names.
+    """The people in a folder, in the order of their names; links to folders and files count.
 
     Args:
       images: a folder of one person's photographs (the person is named after it), or of one
@@ -49,8 +51,9 @@ def find(images: str | pathlib.Path, masks: str | pathlib.Path = "") -> list[Per
         the same name without suffix; "" for none.
 
     Raises:
-      PhotographError: no such folder, no photographs, files that are no pictures, both files and
-        sub-folders, or masks that are missing or left over.
+      PhotographError: no such folder or one that cannot be read, no photographs, files that are no
+        pictures, links that lead nowhere, both files and sub-folders, or masks that are missing or
+        left over.
     """
     folder = pathlib.Path(images)
     folders = _people(folder, "photographs")
@@ -79,7 +82,7 @@ def _people(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
     """Name to folder of each person."""
     if not folder.is_dir():
         raise PhotographError(f"{folder} is not a folder of {what}")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = _entries(folder)
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     if folders and len(folders) < len(entries):
         raise PhotographError(
@@ -89,12 +92,22 @@ def _people(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
     return folders or {folder.resolve().name: folder}
 
 
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What is in a folder, without hidden files, by name."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise PhotographError(f"{folder} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if is_dangling(entry):
+            raise PhotographError(f"{entry} is a link to {entry.readlink()}, which is not there")
+    return entries
+
+
 def _pictures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Name without suffix to path."""
     found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in _entries(folder):
         if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
             raise PhotographError(f"{path} is not a picture ({', '.join(IMAGE_SUFFIXES)})")
         if path.stem in found:

@@ -39,6 +39,8 @@ def report(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Pat
         lines["planted"] = results["planted"]["explained"]
     samples, _ = load_arrays(inputs["sample"] / "models.safetensors")
     results["sample_cosine"] = float(np.mean(samples["cosine"])) if len(samples["cosine"]) else None
+    if "train" in inputs:
+        results["trained"] = load_json(inputs["train"] / "train.json")["people"]
     if "invert" in inputs:
         results["inverted"] = inversions(inputs)
     save_json(out / "results.json", results)
@@ -120,6 +122,14 @@ def write(
 ) -> None:
     """The page; ``drawn`` is the folder of the sheets of images."""
     page = Report("Your own adapters", "A weight space of LoRA files, and new ones from it.")
+    if "trained" in results:
+        page.section(
+            "Trained adapters",
+            "Denoising error on the person's photographs, of the base model and with the adapter, "
+            "with the same noise and times.",
+        )
+        rows = [list(row.values()) for row in results["trained"][:200]]
+        page.table(["person", "photographs", "error of the base model", "error"], rows)
     page.section(
         "Import",
         f"{results['imported']} of {results['found']} adapters are in the bank, "

@@ -1,4 +1,4 @@
-"""Stages for adapters that somebody has trained elsewhere: import, space, sample, edit, export."""
+"""Stages for adapters, trained here or elsewhere: import, space, sample, edit, export."""
 
 import csv
 import math
@@ -75,8 +75,8 @@ def common_kind(
 
 def import_adapters(config: ConfigDict, inputs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
     """Stage: all adapters of a folder into ``bank``; ``import.json`` names what was refused."""
-    planted = inputs.get("adapters")
-    folder = pathlib.Path(config.folder) if planted is None else planted / "adapters"
+    made = inputs.get("adapters", inputs.get("train"))
+    folder = pathlib.Path(config.folder) if made is None else made / "adapters"
     reading = reading_of(config.adapter)
     if (out / "bank" / "bank.json").is_file():
         bank = Bank(out / "bank")

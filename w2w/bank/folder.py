@@ -9,7 +9,6 @@ import collections
 import contextlib
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 import tqdm
 
 from common.storage import save_json
-from w2w import adapters
+from w2w import adapters, folders
 from w2w.adapters import AdapterError, Loaded, Reading
 from w2w.adapters.config import CONFIG
 from w2w.adapters.files import DIFFUSERS_STEM, PEFT_STEM, SUFFIXES
@@ -35,18 +34,19 @@ class Source(NamedTuple):
     path: pathlib.Path
 
 
-def natural(name: str) -> tuple[Any, ...]:
-    """Sorting key in which runs of digits count as numbers."""
-    parts = re.split(r"(\d+)", name)
-    return (*((int(p), "") if p.isdigit() else (-1, p) for p in parts), (-1, name))
-
-
 def find(folder: str | os.PathLike[str]) -> list[Source]:
     """The adapters below a folder, in natural order of their names.
+
+    Links to folders are followed, so a folder of links to adapter folders is one, too; every real
+    folder is entered once, see :func:`w2w.folders.walk`.
 
     A name is the path relative to the folder without suffix; files that libraries always call the
     same (``adapter_model``, ``pytorch_lora_weights``) are named after their folder, those in a
     folder ``unet`` after its parent. Two adapters may have one name here.
+
+    Also found, and refused when they are read: a configuration without weights, links that lead
+    nowhere (of an adapter's suffix, or of none, as a folder's link has) and sub-folders that may
+    not be read.
 
     Raises:
       NotADirectoryError: there is no such folder.
@@ -55,19 +55,28 @@ def find(folder: str | os.PathLike[str]) -> list[Source]:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
     found = []
-    for path in folder.rglob("*"):
+    for path in folders.walk(folder):
+        place = path.relative_to(folder)
+        if path.is_dir():  # unreadable
+            found.append(Source(_name(place, folder), path))
+            continue
         weights = path.suffix in SUFFIXES
         alone = path.name == CONFIG and not any(path.parent.glob(f"{PEFT_STEM}.*"))
-        if not (weights or alone) or not (path.is_file() or _is_dangling(path)):
+        dangling = folders.is_dangling(path)
+        if not (weights or alone or (dangling and not path.suffix)):
             continue
-        place = path.relative_to(folder)
+        if not (dangling or path.is_file()):
+            continue
         name = place.with_suffix("")
         if alone or path.stem in _FIXED_NAMES:
             name = place.parent.parent if place.parent.name == "unet" else place.parent
-        # Refused when they are read: a configuration without weights, as a folder without them, and
-        # a link that leads nowhere.
-        found.append(Source(name.as_posix() if name.parts else folder.resolve().name, path))
-    return sorted(found, key=lambda source: (natural(source.name), str(source.path)))
+        found.append(Source(_name(name, folder), path))
+    return sorted(found, key=lambda source: (folders.natural(source.name), str(source.path)))
+
+
+def _name(place: pathlib.Path, folder: pathlib.Path) -> str:
+    """Name of what is at a place below the folder; the folder's own where it is the folder."""
+    return place.as_posix() if place.parts else folder.resolve().name
 
 
 def import_folder(
@@ -228,12 +237,8 @@ def _loaded(
 
 def stamp(folder: pathlib.Path, source: Source) -> str:
     """Place, size and time of change of a file; the place is relative to the folder."""
-    status = source.path.stat(follow_symlinks=not _is_dangling(source.path))
+    status = source.path.stat(follow_symlinks=not folders.is_dangling(source.path))
     return f"{source.path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}"
-
-
-def _is_dangling(path: pathlib.Path) -> bool:
-    return path.is_symlink() and not path.exists()
 
 
 def _is_in(bank: Bank, folder: pathlib.Path, source: Source) -> bool:

@@ -16,10 +16,10 @@ import numpy as np
 import tqdm
 
 from common import frame_reader, torch_reader
+from w2w import folders
 from w2w.adapters import config as adapter_config
 from w2w.adapters.formats import AdapterError, dotted, parse
 from w2w.bank import Bank
-from w2w.bank.folder import natural
 from w2w.lora_layout import Layout
 from w2w.subspace import Subspace
 
@@ -261,7 +261,7 @@ def import_weights(folder: str | os.PathLike[str], bank: Bank, chunk: int = 256)
     names, attributes = read_labels(folder)
     if len(names) != len(weights):
         raise ReleaseError(f"{path}: {len(weights)} models, identity_df.pt has {len(names)}")
-    if list(names) not in (sorted(names), sorted(names, key=natural)):
+    if list(names) not in (sorted(names), sorted(names, key=folders.natural)):
         raise ReleaseError(f"{folder}: identity_df.pt is not in alphanumeric order of its names")
     if missing := set(bank.label_names) - set(attributes):
         raise ReleaseError(f"{folder}: identity_df.pt has no {', '.join(sorted(missing))}")

@@ -24,12 +24,9 @@ from common.checkpoint import Checkpointer
 from common.train_state import TrainState
 from common.writer import Writer
 from w2w import lora
-from w2w.diffusion import objectives
-from w2w.diffusion.autoencoder import Autoencoder
-from w2w.diffusion.layers import apply
+from w2w.diffusion import latents, objectives
+from w2w.diffusion.latents import Photographs
 from w2w.diffusion.noise import NoiseProcess
-from w2w.diffusion.pipeline import Pipeline, predict
-from w2w.diffusion.unet import UNet
 from w2w.subspace import Subspace
 
 UNITS = ("raw", "deviations")
@@ -62,6 +59,7 @@ class Recipe:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps = {self.steps} and batch = {self.batch} must be positive")
 
+    @functools.cache  # noqa: B019 (few recipes exist); states of one recipe have one pytree type
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with weight decay in the gradient."""
         decay = optax.add_decayed_weights(self.weight_decay)
@@ -102,46 +100,6 @@ class Shared(NamedTuple):
     condition: Any
 
 
-class Photographs(NamedTuple):
-    """Latents of people's photographs; a pytree, with a leading axis of people where it has one.
-
-    Attributes:
-      mean: mean of the autoencoder's posterior, scaled, ``[(people,) views, h, w, c]``.
-      deviation: its standard deviation, scaled, of the same shape.
-      views: int32 ``[(people)]``, number of the views that are there; the others are padding.
-      mask: None or weights ``[(people,) views, h, w, 1]`` in [0, 1].
-    """
-
-    mean: jax.Array
-    deviation: jax.Array
-    views: jax.Array
-    mask: jax.Array | None
-
-
-@functools.cache
-def predictor(unet: UNet) -> Callable[..., jax.Array]:
-    """The ``apply_fn`` of a UNet, one object for each architecture."""
-    return functools.partial(predict, unet)
-
-
-@functools.partial(jax.jit, static_argnames="vae")
-def _posterior(params: Any, image: jax.Array, vae: Autoencoder) -> tuple[jax.Array, jax.Array]:
-    mean, log_variance = apply(vae, params, image[None], method="encode")
-    mean, log_variance = (x[0].astype(jnp.float32) for x in (mean, log_variance))
-    return mean, jnp.exp(0.5 * log_variance)
-
-
-def posterior(pipeline: Pipeline, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and deviation of one image's scaled latents, float32 ``[h, w, c]``.
-
-    Args:
-      pipeline: holds the autoencoder.
-      image: ``[height, width, 3]`` in [-1, 1].
-    """
-    mean, deviation = _posterior(pipeline.params["vae"], image, vae=pipeline.vae)
-    return mean * pipeline.latent_scale, deviation * pipeline.latent_scale
-
-
 def coefficients(values: jax.Array, space: Subspace, recipe: Recipe) -> jax.Array:
     """Coefficients ``[..., k]`` of what is optimised, ``values [..., k]``."""
     if recipe.units == "raw":
@@ -171,13 +129,8 @@ def loss(
     """
     pick_key, posterior_key, noise_key = jax.random.split(key, 3)
     batch = problem.recipe.batch
-    chosen = jax.random.randint(pick_key, (batch,), 0, photographs.views)
-    mean, deviation = photographs.mean[chosen], photographs.deviation[chosen]
-    latents = mean + deviation * jax.random.normal(posterior_key, mean.shape, mean.dtype)
-    noise, drawn = objectives.draw(noise_key, latents, problem.process)
-    condition = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])), shared.condition
-    )
+    clean, mask = latents.draw(pick_key, posterior_key, photographs, batch)
+    noise, drawn = objectives.draw(noise_key, clean, problem.process)
     space = jax.lax.stop_gradient(shared.space)
     return objectives.inversion(
         coefficients(values, space, problem.recipe),
@@ -186,12 +139,12 @@ def loss(
         problem.lora_config,
         problem.apply_fn,
         jax.lax.stop_gradient(shared.params),
-        latents,
-        condition,
+        clean,
+        latents.repeat(shared.condition, batch),
         noise,
         drawn if timesteps is None else timesteps,
         problem.process,
-        None if photographs.mask is None else photographs.mask[chosen],
+        mask,
     )
 
 

@@ -7,7 +7,7 @@ with its configuration and weights. Nothing in it is executed.
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +128,12 @@ def predict(
 ) -> jax.Array:
     """The prediction of a UNet; see :meth:`Pipeline.predict`."""
     return apply(unet, params, x, timesteps, *condition)
+
+
+@functools.cache
+def predictor(unet: UNet) -> Callable[..., jax.Array]:
+    """``(params, x, timesteps, condition) -> prediction`` of a UNet; one object for each UNet."""
+    return functools.partial(predict, unet)
 
 
 # Modules are static and parameters arguments, so that pipelines of one architecture share programs.
