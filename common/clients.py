@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 
-from common.artefacts import Artefact
+from common.artefact import Artefact
 
 _TIMEOUT = 1800.0  # seconds for one download
 

@@ -25,7 +25,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from common.archives import ArchiveError, content_digest, sha256_of, unpack
-from common.artefacts import ARTEFACTS, Artefact
+from common.artefact import Artefact
+from common.artefacts import ARTEFACTS
 from common.clients import ChecksumMismatch, RegistryError, download
 
 __all__ = ["ARTEFACTS", "Artefact", "ChecksumMismatch", "RegistryError", "fetch", "verify"]

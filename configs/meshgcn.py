@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "meshgcn"
     config.experiment = "meshgcn.experiment"
     config.seed = 0
-    config.mesh = ConfigDict(dict(template="fsaverage4", subcortex=False))
+    config.mesh = ConfigDict(dict(template="fsaverage4", atlas="desikan", subcortex=False))
     config.operators = ConfigDict(
         dict(
             normalisation="symmetric",
@@ -81,8 +81,10 @@ def get_config(variant: str = "") -> ConfigDict:
             folder="",  # FreeSurfer's SUBJECTS_DIR, instead of synthetic subjects
             table="",  # CSV with the columns below
             patterns=("{scan}/surf/{hemi}.thickness.fwhm10.fsaverage.mgh",),
+            bodies=(),  # with mesh.subcortex: as many, "{scan}/shape/{structure}.thickness"
             classes=("CN", "AD"),
-            columns=dict(subject="subject", scan="scan", diagnosis="diagnosis"),
+            # split: "" for Monte Carlo, else the column with train, validation or test.
+            columns=dict(subject="subject", scan="scan", diagnosis="diagnosis", split=""),
         )
     )
     config.trials = ConfigDict(dict(count=3, fractions=(0.6, 0.15, 0.25), at_once=1))

@@ -51,11 +51,12 @@ def compare(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
         arrays, _ = storage.load_arrays(inputs["classify"] / condition.name / "scans.safetensors")
         roles = arrays["roles"]
         flat = found.x.reshape(len(found.x), -1)
-        parcels = found.thickness @ context.template_of(config).parcels().T.astype(np.float32)
+        parcels = found.parcels(context.template_of(config))
         for where, x in (("vertices", flat), ("parcels", parcels)):
             path = folder / f"linear {where}.safetensors"
             if distributed.is_main() and not path.exists():
-                storage.save_arrays(path, _linear(x, found.label, roles))
+                size = {"parameters": x.shape[1] + 1}
+                storage.save_arrays(path, _linear(x, found.label, roles), size)
             path = folder / f"perceptron {where}.safetensors"
             _fit(config, found, roles, "perceptron", x[..., None], path, condition)
 
@@ -225,11 +226,12 @@ def _mean_localisation(rows: list[dict[str, Any]]) -> dict[str, dict[str, float 
 def score(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
     """Stage: `results.json` with all metrics of all classifiers, mean and corrected half-width."""
     fractions = config.trials.fractions
-    share = fractions[2] / fractions[0]
+    share, trials = fractions[2] / fractions[0], 0
     table: dict[str, Any] = {}
     for condition in context.conditions(config):
         scans, _ = storage.load_arrays(inputs["classify"] / condition.name / "scans.safetensors")
         found: dict[str, Any] = {}
+        trials = len(scans["roles"])
         for stage in ("classify", "compare"):
             for path in sorted((inputs[stage] / condition.name).glob("*.safetensors")):
                 if path.stem == "scans":
@@ -238,7 +240,7 @@ def score(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
                 if path.stem.startswith("linear "):
                     where = path.stem.partition(" ")[2]
                     for kind in baselines.LINEAR:
-                        found[f"{kind} {where}"] = _summary(arrays[kind], scans, share)
+                        found[f"{kind} {where}"] = _summary(arrays[kind], scans, share) | header
                 else:
                     found[path.stem] = _summary(arrays["score"], scans, share) | header
         table[condition.name] = {
@@ -251,7 +253,7 @@ def score(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
     located = storage.load_json(inputs["explain"] / "localisation.json")
     record = {
         "template": config.mesh.template,
-        "trials": config.trials.count,
+        "trials": trials,
         "test_share": share,
         "conditions": table,
         "localisation": located,

@@ -4,10 +4,12 @@ Thickness of scan i at vertex v, mm:
 
     mean(v) (1 + global_i + smooth_i(v)) (1 - effect severity_i profile(v)) + noise
 
-`profile` is 1 inside a region and falls off smoothly. What makes a patient is one of three plants:
-"additive" (region A is thin in all patients), "either" (A in half of them, B in the others) and
-"xor" (patients have exactly one thin region, controls have both or none, so that neither region
-says anything alone and no linear classifier can be better than chance).
+Of a subcortical body the distance from its medial curve stands for thickness, so an effect on
+"hippocampus" makes it thinner. `profile` is 1 inside a region and falls off smoothly. What makes a
+patient is one of three plants: "additive" (region A is thin in all patients), "either" (A in half
+of them, B in the others) and "xor" (patients have exactly one thin region, controls have both or
+none, so that neither region says anything alone and no linear classifier can be better than
+chance).
 """
 
 import dataclasses
@@ -177,7 +179,8 @@ def features(template: Template, thickness: np.ndarray, kind: str) -> np.ndarray
     Args:
       template: the surfaces along which thickness is laid.
       thickness: `[scans, vertices]`, mm.
-      kind: "thickness" (1), "xyz" (white and pial coordinates, 6) or "xyz+thickness" (7).
+      kind: "thickness" (1), "xyz" (white and pial coordinates, 6; of bodies the medial curve and
+        the surface) or "xyz+thickness" (7).
 
     Raises:
       ValueError: another kind.
@@ -186,7 +189,7 @@ def features(template: Template, thickness: np.ndarray, kind: str) -> np.ndarray
     if kind not in ("thickness", "xyz", "xyz+thickness"):
         raise ValueError(f"features {kind!r}: thickness, xyz or xyz+thickness")
     if kind != "thickness":
-        white = template.mesh.vertices
+        white = template.inner
         outward = template.surfaces["pial"] - white
         length = np.linalg.norm(outward, axis=1, keepdims=True)
         unit = outward / np.where(length > 0, length, 1.0)

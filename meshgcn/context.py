@@ -75,6 +75,7 @@ class Scans:
       label: int32 `[scans]`.
       subject: `[scans]`.
       truth: bool `[vertices]`, where the plant is; None for real data.
+      roles: int8 `[scans]`, the user's own split; None for random ones.
     """
 
     x: np.ndarray
@@ -82,17 +83,24 @@ class Scans:
     label: np.ndarray
     subject: np.ndarray
     truth: np.ndarray | None
+    roles: np.ndarray | None = None
+
+    def parcels(self, template: Template) -> np.ndarray:
+        """Means of every feature over every region, `[scans, regions * features]`."""
+        matrix = template.parcels().astype(np.float32)
+        means = [self.x[..., i] @ matrix.T for i in range(self.x.shape[-1])]
+        return np.concatenate(means, axis=1)
 
 
 @functools.cache
-def template(name: str, subcortex: bool) -> Template:
+def template(name: str, atlas: str, subcortex: bool) -> Template:
     """The template, read once in a process."""
-    return templates.fsaverage(name, subcortex)
+    return templates.load(name, atlas, subcortex)
 
 
 def template_of(config: ConfigDict) -> Template:
     """The template of a run."""
-    return template(config.mesh.template, config.mesh.subcortex)
+    return template(config.mesh.template, config.mesh.atlas, config.mesh.subcortex)
 
 
 @functools.cache
@@ -159,8 +167,16 @@ def _cohort_config(config: ConfigDict) -> CohortConfig:
 
 @functools.lru_cache(maxsize=1)
 def _real(template: Template, settings: tuple) -> data.RealCohort:
-    folder, table, patterns, classes, columns = settings
-    return data.load(folder, table, template, patterns, dict(classes), dict(columns))
+    folder, table, patterns, bodies, classes, columns = settings
+    files = (patterns, dict(classes), dict(columns), bodies)
+    return data.load(folder, table, template, *files)
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Digest of the user's table and files."""
+    own = config.data
+    files = (own.patterns, dict(zip(own.classes, (0, 1), strict=True)), own.columns, own.bodies)
+    return data.fingerprint(own.folder, own.table, template_of(config), *files)
 
 
 def real(config: ConfigDict) -> data.RealCohort:
@@ -170,6 +186,7 @@ def real(config: ConfigDict) -> data.RealCohort:
         own.folder,
         own.table,
         tuple(own.patterns),
+        tuple(own.bodies),
         tuple(zip(own.classes, (0, 1), strict=True)),
         tuple(own.columns.items()),
     )
@@ -183,8 +200,8 @@ def scans(config: ConfigDict, condition: Condition) -> Scans:
         found = real(config)
         label = found.label
         if condition.shuffled:
-            label = shuffled(label, found.subject, config.seed)
-        return Scans(found.values, found.values[..., 0], label, found.subject, None)
+            label = shuffled(label, found.subject, config.seed, found.roles)
+        return Scans(found.values, found.values[..., 0], label, found.subject, None, found.roles)
     people = _cohort_config(config)
     deviations = _variation(brain, people, condition.seed)
     made = cohort.make(brain, people, condition.plant, condition.effect, condition.seed, deviations)
@@ -195,14 +212,32 @@ def scans(config: ConfigDict, condition: Condition) -> Scans:
     return Scans(x, made.thickness, label, made.subject, made.truth)
 
 
-def shuffled(label: np.ndarray, subject: np.ndarray, seed: int) -> np.ndarray:
-    """Labels exchanged between people; scans of one person keep one label."""
+def shuffled(
+    label: np.ndarray, subject: np.ndarray, seed: int, roles: np.ndarray | None = None
+) -> np.ndarray:
+    """Labels exchanged between people; scans of one person keep one label.
+
+    With a split `roles [scans]` they stay in its parts, none of which then loses a class.
+    """
     _, first, who = np.unique(subject, return_index=True, return_inverse=True)
-    return np.random.default_rng([seed, 3]).permutation(label[first])[who]
+    random, kinds = np.random.default_rng([seed, 3]), label[first]
+    if roles is None:
+        return random.permutation(kinds)[who]
+    for role in np.unique(roles):
+        own = roles[first] == role
+        kinds[own] = random.permutation(kinds[own])
+    return kinds[who]
 
 
 def roles_of(config: ConfigDict, found: Scans, trials: int) -> np.ndarray:
-    """Splits of a cohort, int8 `[trials, scans]`."""
+    """Splits of a cohort, int8 `[trials, scans]`; a user's own split is one trial.
+
+    Raises:
+      meshgcn.splits.OverlapError, meshgcn.splits.OneClassError: see `meshgcn.splits.check`.
+    """
+    if found.roles is not None:
+        splits.check(found.subject, found.label, found.roles, "the table's split")
+        return found.roles[None]
     fractions = tuple(config.trials.fractions)
     return splits.monte_carlo(found.subject, found.label, trials, fractions, config.seed)
 

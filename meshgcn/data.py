@@ -9,26 +9,30 @@ the reason; the rest is returned.
 import collections
 import csv
 import dataclasses
+import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from meshgcn import files
 from meshgcn.meshes import (
+    Mesh,
     MeshError,
     NonFiniteError,
     VertexCountError,
     check,
     check_same_topology,
 )
+from meshgcn.splits import ROLES, OverlapError
 from meshgcn.templates import Template
 
-__all__ = ["Excluded", "RealCohort", "TableError", "load", "read_table"]
+__all__ = ["SURFACE", "Excluded", "RealCohort", "TableError", "fingerprint", "load", "read_table"]
 
-HEMISPHERES = ("lh", "rh")
 SURFACE = "surface:"
+THICKNESS = "{scan}/surf/{hemi}.thickness.fwhm10.fsaverage.mgh"
+CLASSES = {"CN": 0, "AD": 1}
 
 
 class TableError(ValueError):
@@ -54,7 +58,8 @@ class RealCohort:
       subject: `[scans]` text; scans of one person have the same.
       scan: `[scans]` text, folder names.
       label: int32 `[scans]`, 1 for patients.
-      excluded: what was left out, in the order of the table.
+      excluded: what was left out: first what the table says, then what the files say.
+      roles: int8 `[scans]`, the table's split as an index into `meshgcn.splits.ROLES`; or None.
     """
 
     values: np.ndarray
@@ -63,6 +68,7 @@ class RealCohort:
     scan: np.ndarray
     label: np.ndarray
     excluded: tuple[Excluded, ...]
+    roles: np.ndarray | None = None
 
     def summary(self) -> str:
         """One line: scans, people, classes, and how many were left out for which reason."""
@@ -77,11 +83,12 @@ class RealCohort:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: folder of the scan, person, class."""
+    """A line of the table: folder of the scan, person, class, part of the split (-1: none)."""
 
     scan: str
     subject: str
     label: int
+    role: int = -1
 
 
 def read_table(
@@ -90,8 +97,9 @@ def read_table(
     subject: str = "subject",
     scan: str = "scan",
     diagnosis: str = "diagnosis",
+    split: str = "",
 ) -> tuple[list[Row], list[Excluded]]:
-    """Reads the CSV of scans.
+    """Reads the CSV of scans. Lines that cannot be used, one by one, are left out with the reason.
 
     Args:
       path: CSV with a header.
@@ -99,21 +107,27 @@ def read_table(
       subject: column that names the person; scans of one person stay together in splits.
       scan: column with the scan's folder name; the subject's name where there is no such column.
       diagnosis: column of the diagnosis.
+      split: column with one of `meshgcn.splits.ROLES`; "" if there is none. All scans of a person
+        who is in two parts are left out.
 
     Returns:
       (rows, excluded ones).
 
     Raises:
-      TableError: no such file, a column is missing, or a folder stands in two lines.
+      TableError: no such file, no text, a column is missing, or a folder stands in two lines.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise TableError(f"there is no file {path}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        lines = list(reader)
-    missing = [name for name in (subject, diagnosis) if name not in columns]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            lines = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path}: not a CSV file in UTF-8: {error}") from error
+    needed = (subject, diagnosis, *([split] if split else []))
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise TableError(f"{path}: no column {missing[0]!r} among {', '.join(columns)}")
     folder = scan if scan in columns else subject
@@ -123,22 +137,44 @@ def read_table(
         if not name or name in seen:
             raise TableError(f"{path}: scan {name!r} is empty or stands in two lines")
         seen.add(name)
-        found = (line[diagnosis] or "").strip()
-        if found not in classes:
+        person, found = (line[subject] or "").strip(), (line[diagnosis] or "").strip()
+        part = (line[split] or "").strip() if split else ""
+        if not person:
+            excluded.append(Excluded(name, "subject", f"column {subject!r} is empty"))
+        elif found not in classes:
             reason = f"diagnosis {found!r} is none of {', '.join(classes)}"
             excluded.append(Excluded(name, "diagnosis", reason))
+        elif split and part not in ROLES:
+            reason = f"split {part!r} is none of {', '.join(ROLES)}"
+            excluded.append(Excluded(name, "split", reason))
         else:
-            rows.append(Row(name, (line[subject] or "").strip(), classes[found]))
-    return rows, excluded
+            role = ROLES.index(part) if split else -1
+            rows.append(Row(name, person, classes[found], role))
+    return _in_one_part(rows, excluded)
+
+
+def _in_one_part(rows: list[Row], excluded: list[Excluded]) -> tuple[list[Row], list[Excluded]]:
+    """Moves the scans of people who are in two parts of the split to those left out."""
+    parts: dict[str, set[int]] = collections.defaultdict(set)
+    for row in rows:
+        parts[row.subject].add(row.role)
+    both = {person: sorted(roles) for person, roles in parts.items() if len(roles) > 1}
+    for row in rows:
+        if row.subject in both:
+            names = " and ".join(ROLES[role] for role in both[row.subject])
+            reason = f"person {row.subject!r} is in {names}"
+            excluded.append(Excluded(row.scan, OverlapError.__name__, reason))
+    return [row for row in rows if row.subject not in both], excluded
 
 
 def load(
     folder: str | os.PathLike[str],
     table: str | os.PathLike[str],
     template: Template,
-    patterns: Sequence[str] = ("{scan}/surf/{hemi}.thickness.fwhm10.fsaverage.mgh",),
+    patterns: Sequence[str] = (THICKNESS,),
     classes: Mapping[str, int] | None = None,
     columns: Mapping[str, str] | None = None,
+    bodies: Sequence[str] = (),
 ) -> RealCohort:
     """Reads all scans of a table.
 
@@ -150,15 +186,19 @@ def load(
         pattern reads coordinates, three measures, of a surface with the template's topology.
       classes: see `read_table`; CN and AD by default.
       columns: names of the table's columns, as keywords of `read_table`.
+      bodies: where the template has subcortical bodies, the file of each measure of a body, with
+        `{scan}` and `{structure}` (lh.hippocampus); as many as `patterns`.
 
     Raises:
       TableError: see `read_table`; also if no scan is left or a class is empty.
+      ValueError: `bodies` do not fit `patterns` and the template.
     """
-    rows, excluded = read_table(table, classes or {"CN": 0, "AD": 1}, **(columns or {}))
+    _check_bodies(template, patterns, bodies)
+    rows, excluded = read_table(table, classes or CLASSES, **(columns or {}))
     kept, values = [], []
     for row in rows:
         try:
-            values.append(_scan(pathlib.Path(folder), row.scan, template, patterns))
+            values.append(_scan(pathlib.Path(folder), row.scan, template, patterns, bodies))
             kept.append(row)
         except MeshError as error:
             excluded.append(Excluded(row.scan, type(error).__name__, str(error)))
@@ -176,48 +216,110 @@ def load(
         np.array([row.scan for row in kept]),
         labels,
         tuple(excluded),
+        np.array([row.role for row in kept], np.int8) if kept[0].role >= 0 else None,
     )
 
 
+def fingerprint(
+    folder: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    template: Template,
+    patterns: Sequence[str] = (THICKNESS,),
+    classes: Mapping[str, int] | None = None,
+    columns: Mapping[str, str] | None = None,
+    bodies: Sequence[str] = (),
+) -> str:
+    """Hexadecimal digest that changes with the table or a file of it (size and time of change).
+
+    Arguments and errors are those of `load`.
+    """
+    _check_bodies(template, patterns, bodies)
+    rows, _ = read_table(table, classes or CLASSES, **(columns or {}))
+    digest = hashlib.sha256(pathlib.Path(table).read_bytes())
+    for row in rows:
+        for index in range(len(patterns)):
+            for _, path in _files(
+                pathlib.Path(folder), row.scan, template, patterns, bodies, index
+            ):
+                stamp = "none"
+                if path.is_file():
+                    status = path.stat()
+                    stamp = f"{status.st_size} {status.st_mtime_ns}"
+                digest.update(f"{path} {stamp}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_bodies(template: Template, patterns: Sequence[str], bodies: Sequence[str]) -> None:
+    need = len(patterns) if template.bodies else 0
+    if len(bodies) != need:
+        raise ValueError(
+            f"{len(bodies)} patterns for {len(template.bodies)} subcortical bodies, expected {need}"
+        )
+    for cortex, body in zip(patterns, bodies, strict=False):
+        if cortex.startswith(SURFACE) != body.startswith(SURFACE):
+            raise ValueError(f"{cortex!r} and {body!r}: one is of values, the other of surfaces")
+
+
+def _files(
+    folder: pathlib.Path,
+    scan: str,
+    template: Template,
+    patterns: Sequence[str],
+    bodies: Sequence[str],
+    index: int,
+) -> Iterator[tuple[Mesh, pathlib.Path]]:
+    """(structure of the template, file) of one measure of a scan."""
+    for part in template.mesh.split():
+        name = part.structures[0][0]
+        pattern = (bodies if name in template.bodies else patterns)[index].removeprefix(SURFACE)
+        yield part, folder / pattern.format(scan=scan, hemi=name, structure=name)
+
+
 def _scan(
-    folder: pathlib.Path, scan: str, template: Template, patterns: Sequence[str]
+    folder: pathlib.Path,
+    scan: str,
+    template: Template,
+    patterns: Sequence[str],
+    bodies: Sequence[str] = (),
 ) -> np.ndarray:
     """One scan's values `[vertices, measures]`; off the cortex they are 0."""
     columns = []
-    for pattern in patterns:
-        if pattern.startswith(SURFACE):
-            columns.append(_coordinates(folder, scan, template, pattern.removeprefix(SURFACE)))
-            continue
-        values = np.zeros(len(template.mesh))
-        for hemi in HEMISPHERES:
-            path = folder / pattern.format(scan=scan, hemi=hemi)
-            found, where = files.read_values(path), template.mesh.part(hemi)
-            need = where.stop - where.start
-            if len(found) != need and not _finer(len(found), need):
-                raise VertexCountError(f"{path}: {len(found)} values, the template has {need}")
-            values[where] = found[:need]
-        cortex = template.labels >= 0
-        bad = ~np.isfinite(values) & cortex
-        if bad.any():
-            raise NonFiniteError(
-                f"{pattern.format(scan=scan, hemi='?h')}: {bad.sum()} cortical values are not "
-                f"finite, first at vertex {np.argmax(bad)}"
-            )
-        columns.append(np.where(cortex, values, 0.0)[:, None])
+    inside = template.labels >= 0
+    for index, pattern in enumerate(patterns):
+        surface = pattern.startswith(SURFACE)
+        values = np.zeros((len(template.mesh), 3 if surface else 1))
+        for part, path in _files(folder, scan, template, patterns, bodies, index):
+            where = template.mesh.part(part.structures[0][0])
+            if surface:
+                values[where] = _coordinates(path, part)
+                continue
+            found = _values(path, part, template)
+            bad = ~np.isfinite(found) & inside[where]
+            if bad.any():
+                raise NonFiniteError(
+                    f"{path}: {bad.sum()} cortical values are not finite, first at vertex "
+                    f"{np.argmax(bad)}"
+                )
+            values[where, 0] = np.where(inside[where], found, 0.0)
+        columns.append(values)
     return np.concatenate(columns, axis=-1)
 
 
-def _coordinates(folder: pathlib.Path, scan: str, template: Template, pattern: str) -> np.ndarray:
-    """Coordinates of one scan on the template's topology, `[vertices, 3]`, mm."""
-    found = np.zeros((len(template.mesh), 3))
-    for part in template.mesh.split():
-        hemi = part.structures[0][0]
-        path = folder / pattern.format(scan=scan, hemi=hemi)
-        mesh = files.read_surface(path, hemi)
-        check_same_topology(mesh, part, str(path))
-        check(mesh, str(path))
-        found[template.mesh.part(hemi)] = mesh.vertices
-    return found
+def _values(path: pathlib.Path, part: Mesh, template: Template) -> np.ndarray:
+    """One number for each vertex of a structure, `[vertices]`."""
+    found, need = files.read_values(path), len(part)
+    cut = template.nested and part.structures[0][0] not in template.bodies
+    if len(found) != need and not (cut and _finer(len(found), need)):
+        raise VertexCountError(f"{path}: {len(found)} values, the template has {need}")
+    return found[:need]
+
+
+def _coordinates(path: pathlib.Path, part: Mesh) -> np.ndarray:
+    """Coordinates of one structure on the template's topology, `[vertices, 3]`, mm."""
+    mesh = files.read_surface(path, part.structures[0][0])
+    check(mesh, str(path))  # first: it says what is wrong where the topology is only different
+    check_same_topology(mesh, part, str(path))
+    return mesh.vertices
 
 
 def _finer(count: int, need: int) -> bool:

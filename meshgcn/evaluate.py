@@ -46,7 +46,9 @@ def scores(score: np.ndarray, label: np.ndarray, threshold: float = 0.0) -> dict
     }
 
 
-def interval(values: np.ndarray, test_share: float, level: float = 0.95) -> tuple[float, float]:
+def interval(
+    values: np.ndarray, test_share: float, level: float = 0.95
+) -> tuple[float, float | None]:
     """Mean over overlapping trials and half-width of its corrected interval.
 
     Nadeau and Bengio (2003): the variance of the mean of J resampled trials is
@@ -58,11 +60,11 @@ def interval(values: np.ndarray, test_share: float, level: float = 0.95) -> tupl
       level: of confidence.
 
     Returns:
-      (mean, half-width); the half-width is 0 for one trial, which says nothing about spread.
+      (mean, half-width); the half-width is None for one trial, which says nothing about spread.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:
-        return float(values.mean()), 0.0
+        return float(values.mean()), None
     spread = math.sqrt((1 / len(values) + test_share) * values.var(ddof=1))
     return float(values.mean()), float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1) * spread)
 

@@ -20,8 +20,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stages = Pipeline(workdir)
     shared = ("seed", "mesh", "operators", "network", "train", "cohort", "data", "trials")
 
+    # Changed scans are other work, though their folder has the same name.
+    scans = {"scans": context.fingerprint(config)} if config.data.folder else {}
+
     def settings(*names: str) -> ConfigDict:
-        return ConfigDict({name: config[name] for name in (*shared, *names)})
+        return ConfigDict({**{name: config[name] for name in (*shared, *names)}, **scans})
 
     # One process's work, on all of its devices.
     alone: Any = functools.partial(stages.stage, everywhere=False)
@@ -57,3 +60,13 @@ def _check(config: ConfigDict) -> None:
         raise ConfigError("config.data.folder and config.data.table go together")
     if len(config.data.classes) != 2:
         raise ConfigError(f"config.data.classes: {tuple(config.data.classes)}, expected two")
+    places = {"patterns": ("scan", "hemi"), "bodies": ("scan", "structure")}
+    for key, names in places.items():
+        for pattern in config.data[key]:
+            try:
+                pattern.format(**dict.fromkeys(names, ""))
+            except (KeyError, IndexError, ValueError) as error:
+                known = " and ".join(f"{{{name}}}" for name in names)
+                raise ConfigError(f"config.data.{key}: {pattern!r} may hold {known}") from error
+    if not config.data.patterns:
+        raise ConfigError("config.data.patterns names no measure")

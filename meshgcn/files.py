@@ -163,6 +163,9 @@ def _read_meshio(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
     content = meshio.read(path)
     triangles = [block.data for block in content.cells if block.type == "triangle"]
+    others = {block.type for block in content.cells} - {"triangle", "vertex", "line"}
+    if others:
+        raise MeshError(f"{path}: holds {', '.join(sorted(others))}, not only triangles")
     if not triangles:
         raise MeshError(f"{path}: holds no triangles")
     return content.points[:, :3], np.concatenate(triangles)

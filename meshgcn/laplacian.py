@@ -85,15 +85,22 @@ def scaled_laplacian(
       float64 `[vertices, vertices]`, with explicit zeros removed.
 
     Raises:
-      ValueError: `largest` is not positive.
+      ValueError: `largest` is not positive, or less than the largest eigenvalue: the terms of a
+        convolution would grow with their number.
     """
     edges = adjacency(mesh.edges(), len(mesh))
     matrix = laplacian(edges, normalisation)
-    if largest == "exact":
-        similar = "symmetric" if normalisation == "random_walk" else normalisation
-        largest = largest_eigenvalue(laplacian(edges, similar))
-    if not largest > 0:
+    if largest != "exact" and not largest > 0:
         raise ValueError(f"largest eigenvalue must be positive, got {largest}")
+    if largest == "exact" or normalisation == "combinatorial" or largest < 2:
+        similar = "symmetric" if normalisation == "random_walk" else normalisation
+        exact = largest_eigenvalue(laplacian(edges, similar))
+        largest = exact if largest == "exact" else largest
+        if largest < exact * (1 - 1e-6):
+            raise ValueError(
+                f"{largest:g} is no bound of the {normalisation} Laplacian, whose largest "
+                f"eigenvalue is {exact:g}"
+            )
     scaled = sp.csr_array(2.0 / largest * matrix - sp.eye_array(len(mesh)))
     scaled.data[np.abs(scaled.data) < 1e-15] = 0.0  # 1 - 1 on the diagonal where largest is 2
     scaled.eliminate_zeros()

@@ -44,6 +44,8 @@ def report(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
     settings: dict[str, Any] = {"threshold": 0.15}
     title = "Where the classifiers look"
     surface_figures.maps(out / "maps_pial.png", rows, brain, "pial", title, **settings)
+    if brain.bodies:
+        surface_figures.maps(out / "maps_bodies.png", rows, brain, "bodies", title, **settings)
     if truth is not None:  # on the inflated surface, where folds do not hide the line
         settings["outline"], title = truth, title + " (outline: planted region)"
     surface_figures.maps(out / "maps_inflated.png", rows, brain, "inflated", title, **settings)
@@ -51,6 +53,8 @@ def report(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
     if not config.data.folder:
         _draw_curves(config, results, out)
     page = _page(config, results, networks, out)
+    if config.data.folder:
+        _left_out(page, storage.load_json(inputs["classify"] / "excluded.json"))
     page.write(out / "report.html")
 
 
@@ -62,14 +66,15 @@ def _draw_curves(config: ConfigDict, results: dict[str, Any], out: pathlib.Path)
         own = [c for c in found if c["plant"] == plant or c["effect"] == 0]
         own = sorted(own, key=lambda c: c["effect"])
         names = [*config.networks, *(n for n in _SHOWN if n in own[0]["classifiers"])]
-        series = {}
+        series: dict[str, tuple[np.ndarray, ...]] = {}
         for name in names:
             values = [c["classifiers"][name]["auc"] for c in own]
             mean = np.array([v["mean"] for v in values])
-            half = np.array([v["half_width"] for v in values])
             x = 100 * np.array([c["effect"] for c in own])
-            bounds = (np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
-            series[name] = (x, mean, *bounds) if name == names[0] else (x, mean)
+            series[name] = (x, mean)
+            if name == names[0] and results["trials"] > 1:  # one trial has no interval
+                half = np.array([v["half_width"] for v in values])
+                series[name] += (np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
         figures.curves(
             out / f"auc_{plant}.png",
             series,
@@ -89,13 +94,17 @@ def _page(
     page = Report(
         "Mesh graph convolutions on the cortex",
         f"{first['scans']} {kind} on {results['template']}, "
-        f"{results['trials']} Monte Carlo trials.",
+        + (
+            "split as the table says."
+            if config.data.folder and config.data.columns.split
+            else f"{results['trials']} Monte Carlo trials."
+        ),
     )
     page.section(
         "Classification",
         "AUC on the test people of each trial. People are never in two parts of a split; every "
         "statistic is fitted on the training scans. The band is the 95 percent interval of Nadeau "
-        "and Bengio, which allows for training sets that overlap.",
+        "and Bengio, which allows for training sets that overlap; one trial has none.",
     )
     if not real:
         page.text("An additive plant is linearly separable, so a ridge should win it.")
@@ -111,6 +120,8 @@ def _page(
     )
     page.figure(out / "maps_inflated.png", "Inflated surface.")
     page.figure(out / "maps_pial.png", "Pial surface.")
+    if (out / "maps_bodies.png").exists():
+        page.figure(out / "maps_bodies.png", "Subcortical bodies.")
     located = results["localisation"]
     if "means" in located:
         rows = [
@@ -132,6 +143,14 @@ def _page(
         "The ten regions with the largest mean.",
     )
     return page
+
+
+def _left_out(page: Report, excluded: dict[str, Any]) -> None:
+    """Which scans were not used, and why."""
+    page.section("Scans left out", excluded["summary"])
+    rows = [[item["scan"], item["kind"], item["reason"]] for item in excluded["scans"]]
+    if rows:
+        page.table(["scan", "kind", "reason"], rows)
 
 
 def _metrics(condition: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -1,4 +1,4 @@
-"""Maps drawn on the cortex: lateral and medial views of both hemispheres, with a colour bar.
+"""Maps drawn on the brain: lateral and medial views of both sides, with a colour bar.
 
 Orthographic, from far to near, with the faces' own shading; no graphics hardware is needed.
 """
@@ -48,8 +48,8 @@ def maps(
     Args:
       path: PNG file to write.
       rows: name -> values `[vertices]`, not negative.
-      template: whose hemispheres are drawn.
-      surface: "inflated" or "pial".
+      template: whose hemispheres or subcortical bodies are drawn.
+      surface: "inflated" or "pial" for the cortex, "bodies" for the subcortical bodies.
       title: text above.
       label: quantity of the colour bars.
       threshold: share of a row's scale below which the sulci show instead.
@@ -89,6 +89,17 @@ def four_views(
     return maps(path, {"": values}, template, **settings)
 
 
+def _drawn(template: Template, structure: str, bodies: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(vertices of the template, faces among them) of a hemisphere or of the bodies beside it."""
+    names = [n for n in template.bodies if n.startswith(f"{structure}.")] if bodies else [structure]
+    own = [part for part in template.mesh.split() if part.structures[0][0] in names]
+    starts = np.cumsum([0, *(len(part) for part in own)])
+    wheres = [template.mesh.part(part.structures[0][0]) for part in own]
+    vertices = np.concatenate([np.arange(where.start, where.stop) for where in wheres])
+    faces = [part.faces + start for part, start in zip(own, starts, strict=False)]
+    return vertices, np.concatenate(faces)
+
+
 def _colours() -> colors.Colormap:
     return matplotlib.colormaps["inferno"]
 
@@ -104,10 +115,9 @@ def _hemisphere(
     threshold: float,
     outline: np.ndarray | None,
 ) -> None:
-    """Draws one hemisphere seen along x."""
-    part = template.mesh.part(structure)
-    vertices = template.surfaces[surface][part]
-    faces = next(m.faces for m in template.mesh.split() if m.structures[0][0] == structure)
+    """Draws one hemisphere, or the bodies of that side, seen along x."""
+    part, faces = _drawn(template, structure, surface == "bodies")
+    vertices = template.surfaces["pial" if surface == "bodies" else surface][part]
     # x towards the viewer, y (to the front of the head) to the left or right, z up
     flat = np.stack([side * vertices[:, 1], vertices[:, 2]], axis=1)
     depth = side * vertices[:, 0]

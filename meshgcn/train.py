@@ -15,6 +15,7 @@ from jax.sharding import Mesh as DeviceMesh
 from jax.sharding import PartitionSpec
 
 from common import rng, sharding
+from common.loop import NonFiniteLoss
 from meshgcn.hierarchy import Hierarchy
 
 __all__ = ["Fitted", "Recipe", "fit_trial", "fit_trials", "standardiser"]
@@ -75,8 +76,9 @@ def standardiser(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]
     """
     share = (weight / weight.sum())[None]
     flat = x.reshape(x.shape[0], -1)
-    mean = (share @ flat)[0]
-    variance = (share @ jnp.square(flat - mean[None]))[0]
+    average = functools.partial(jnp.matmul, share, precision="highest")  # else TF32 on accelerators
+    mean = average(flat)[0]
+    variance = average(jnp.square(flat - mean[None]))[0]
     scale = jnp.where(variance > 1e-10, 1 / jnp.sqrt(jnp.maximum(variance, 1e-10)), 0)
     return mean.reshape(x.shape[1:]), scale.reshape(x.shape[1:])
 
@@ -232,6 +234,7 @@ def fit_trials(
 
     Raises:
       ValueError: fewer training scans than one batch.
+      common.loop.NonFiniteLoss: the loss of a trial is not finite after an epoch (its `step`).
     """
     trials = len(seeds)
     counts = tuple(int((roles == role).sum(axis=1).min()) for role in (0, 1))
@@ -247,4 +250,13 @@ def fit_trials(
         jnp.asarray(labels[padded], jnp.int32),
     )
     fitted = program(*arguments, x, hierarchy)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:trials], fitted)
+    fitted = jax.tree.map(lambda leaf: np.asarray(leaf)[:trials], fitted)
+    # Such epochs are never the best one, so the weights would be earlier or untrained ones.
+    losses = np.stack([fitted.train_loss, fitted.validation_loss])
+    if not np.isfinite(losses).all():
+        trial, epoch = np.argwhere(~np.isfinite(losses).all(axis=0))[0].tolist()
+        value = losses[:, trial, epoch]
+        raise NonFiniteLoss(
+            epoch, float(value[~np.isfinite(value)][0]), f" (epochs counted), trial {trial}"
+        )
+    return fitted

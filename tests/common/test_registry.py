@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from common import archives, registry
-from common.artefacts import ARTEFACTS, Artefact
+from common.artefact import Artefact
+from common.artefacts import ARTEFACTS
 from tests.common.toy_archives import FILES, MEMBERS, UNPACKED, tar_bytes, tree, write_zip
 
 

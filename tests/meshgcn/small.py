@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from meshgcn import cohort, hierarchy
+from meshgcn.meshes import Mesh, union
 from meshgcn.templates import Template
-from tests.meshgcn.shapes import two_spheres
+from tests.meshgcn.shapes import icosphere, two_spheres
 
 PEOPLE = cohort.CohortConfig(
     subjects=80,
@@ -38,6 +39,29 @@ def template(subdivisions=2):
     thickness = np.where(labels >= 0, 2.5, 0.0)
     sulcal = np.sin(mesh.vertices[:, 2])
     return Template("spheres", mesh, surfaces, thickness, sulcal, labels, tuple(regions))
+
+
+def with_bodies(subdivisions=2):
+    """The template with a body beside each sphere."""
+    cortex = template(subdivisions)
+    own = []
+    for side, place in (("lh", -30.0), ("rh", 60.0)):
+        mesh = icosphere(1, f"{side}.hippocampus", 4.0)
+        own.append(Mesh(mesh.vertices + [place, 0, 0], mesh.faces, mesh.structures))
+    mesh = union([cortex.mesh, *own])
+    points = np.concatenate([body.vertices for body in own])
+    medial = np.concatenate([np.tile(body.vertices.mean(axis=0), (42, 1)) for body in own])
+    labels = np.concatenate([cortex.labels, np.repeat([8, 9], 42)]).astype(np.int32)
+    return Template(
+        "spheres and bodies",
+        mesh,
+        {key: np.concatenate([value, points]) for key, value in cortex.surfaces.items()},
+        np.concatenate([cortex.thickness, np.full(84, 4.0)]),
+        np.concatenate([cortex.sulcal, np.full(84, -1.0)]),
+        labels,
+        (*cortex.regions, "lh.hippocampus", "rh.hippocampus"),
+        np.concatenate([cortex.mesh.vertices, medial]),
+    )
 
 
 def operators(depth=1, **settings):

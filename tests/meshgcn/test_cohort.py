@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from meshgcn import cohort
-from tests.meshgcn.small import PEOPLE, template
+from tests.meshgcn.small import PEOPLE, template, with_bodies
 
 
 def rates(made):
@@ -91,12 +91,31 @@ def test_features():
         cohort.features(brain, made.thickness, "area")
 
 
+def test_hippocampus_can_be_planted():
+    """Its distance from the medial curve is less in patients, and so are its coordinates."""
+    brain = with_bodies()
+    quiet = cohort.CohortConfig(
+        subjects=40, repeated=0, smooth_sd=0, global_sd=0, noise=0, severity_sd=0,
+        region_a=("hippocampus", "front"), region_b=("top",), falloff=0,
+    )  # fmt: skip
+    made = cohort.make(brain, quiet, "additive", 0.25, 0)
+    inside = brain.region("hippocampus")
+    patient, control = (made.thickness[made.label == k] for k in (1, 0))
+    np.testing.assert_allclose(control[:, inside], 4.0)
+    np.testing.assert_allclose(patient[:, inside], 3.0)
+    assert made.truth[inside].all()
+    x = cohort.features(brain, made.thickness, "xyz")
+    np.testing.assert_array_equal(x[0, inside, :3], brain.inner[inside].astype(np.float32))
+    radius = np.linalg.norm(x[..., 3:] - x[..., :3], axis=-1)
+    np.testing.assert_allclose(radius[:, inside], made.thickness[:, inside], rtol=1e-5)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'and'"):
         cohort.make(template(), PEOPLE, "and", 0.2, 0)
     with pytest.raises(ValueError, match="outside"):
         cohort.make(template(), PEOPLE, "xor", 1.2, 0)
-    with pytest.raises(KeyError, match="'insula'"):
+    with pytest.raises(KeyError, match="'insula' on spheres among 4: back, bottom, front, top"):
         template().region("insula")
 
 

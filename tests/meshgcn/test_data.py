@@ -1,11 +1,14 @@
 """A FreeSurfer-like folder: bad scans are named and left out, the rest is read."""
 
+import os
+
 import numpy as np
 import pytest
 from nibabel import freesurfer
 
-from meshgcn import data, meshes
-from tests.meshgcn.small import template
+from meshgcn import data, files, meshes
+from meshgcn.meshes import Mesh
+from tests.meshgcn.small import template, with_bodies
 
 PATTERNS = ("{scan}/surf/{hemi}.thickness",)
 
@@ -99,8 +102,9 @@ def test_bad_tables_are_named(folder):
         (good.replace("diagnosis", "DX"), "no column 'diagnosis' among subject, scan, DX"),
         (good + "p0,s0,CN\n", "scan 's0' is empty or stands in two lines"),
         (good.replace("AD", "MCI"), "4 usable scans of one class"),
+        (good + "M\xfcller,s7,AD\n", "not a CSV file in UTF-8"),
     ):
-        path.write_text(text)
+        path.write_bytes(text.encode("latin-1"))
         with pytest.raises(data.TableError, match=message):
             load(folder)
     path.unlink()
@@ -116,3 +120,124 @@ def test_columns_and_classes_can_be_named(folder):
     found = data.load(folder, path, template(), PATTERNS, classes, columns)
     assert found.scan.tolist() == found.subject.tolist() == ["s0", "s4"]
     assert found.label.tolist() == [0, 1]
+
+
+def test_a_line_without_a_person_is_left_out(folder):
+    path = folder / "table.csv"
+    path.write_text(path.read_text().replace("p0,s0", ",s0").replace("p0,s1", " ,s1"))
+    found = load(folder)
+    assert found.scan.tolist() == ["s2", "s3", "s4", "s5"]
+    assert [(item.scan, item.kind, item.reason) for item in found.excluded] == [
+        (scan, "subject", "column 'subject' is empty") for scan in ("s0", "s1")
+    ]
+
+
+def write_surface(folder, scan, hemi, vertices, faces):
+    files.write_surface(folder / scan / "surf" / f"{hemi}.white", Mesh(vertices, faces))
+
+
+def test_bad_surfaces_are_named_and_the_rest_is_used(folder):
+    brain = template()
+    for index in range(6):
+        for part in brain.mesh.split():
+            moved = part.vertices + index
+            write_surface(folder, f"s{index}", part.structures[0][0], moved, part.faces)
+    left = brain.mesh.split()[0]
+    flipped, doubled, nan = left.faces.copy(), left.faces.copy(), left.vertices.copy()
+    flipped[7] = flipped[7, ::-1]
+    doubled[5] = doubled[4]
+    nan[3] = np.nan
+    order = np.random.default_rng(0).permutation(len(left))
+    renumbered = Mesh(left.vertices[order], np.argsort(order)[left.faces])
+    pattern = ("surface:{scan}/surf/{hemi}.white",)
+    table = folder / "table.csv"
+
+    def reason(vertices, faces):
+        write_surface(folder, "s0", "lh", vertices, faces)
+        found = data.load(folder, table, brain, pattern)
+        assert found.scan.tolist() == ["s1", "s2", "s3", "s4", "s5"]
+        assert found.values.shape == (5, len(brain.mesh), 3)
+        np.testing.assert_allclose(found.values[1], brain.mesh.vertices + 2, atol=1e-5)
+        (item,) = found.excluded
+        assert item.scan == "s0" and "s0/surf/lh.white" in item.reason
+        return item.kind, item.reason.partition("lh.white: ")[2]
+
+    assert reason(left.vertices, flipped) == (
+        "FlippedFacesError", "3 edges whose two faces are turned opposite",
+    )  # fmt: skip
+    assert reason(left.vertices, left.faces[:, ::-1]) == (
+        "FlippedFacesError", "the faces of lh point inwards",
+    )  # fmt: skip
+    kind, message = reason(left.vertices, doubled)
+    assert kind == "NonManifoldError" and "edges of more than two faces, first (" in message
+    kind, message = reason(renumbered.vertices, renumbered.faces)
+    assert kind == "TopologyError" and "of 320 faces differ from the template's" in message
+    kind, message = reason(left.vertices, left.faces[1:])
+    assert kind == "TopologyError" and message == "319 faces, the template has 320"
+    smaller = template(1).mesh.split()[0]
+    assert reason(smaller.vertices, smaller.faces) == (
+        "VertexCountError", "42 vertices, the template has 162",
+    )  # fmt: skip
+    assert reason(nan, left.faces) == ("NonFiniteError", "1 vertices not finite, first 3")
+
+
+def test_the_users_own_split(folder):
+    path = folder / "table.csv"
+    lines = ["subject,scan,diagnosis,part"]
+    parts = ["train", "test", "validation", "validation", "train", "holdout"]
+    lines += [f"p{i // 2},s{i},{'AD' if i >= 2 else 'CN'},{part}" for i, part in enumerate(parts)]
+    lines += ["p7,s0b,CN,test"]
+    path.write_text("\n".join(lines))
+    for hemi in ("lh", "rh"):
+        (folder / "s0b/surf").mkdir(parents=True, exist_ok=True)
+        write(folder, "s0b", hemi, np.ones(162))
+    found = data.load(folder, path, template(), PATTERNS, None, {"split": "part"})
+    assert found.scan.tolist() == ["s2", "s3", "s4", "s0b"]
+    assert found.roles.tolist() == [1, 1, 0, 2]
+    assert {item.scan: (item.kind, item.reason) for item in found.excluded} == {
+        "s0": ("OverlapError", "person 'p0' is in train and test"),
+        "s1": ("OverlapError", "person 'p0' is in train and test"),
+        "s5": ("split", "split 'holdout' is none of train, validation, test"),
+    }
+    assert load(folder).roles is None
+    with pytest.raises(data.TableError, match="no column 'fold' among"):
+        data.load(folder, path, template(), PATTERNS, None, {"split": "fold"})
+
+
+def test_values_of_subcortical_bodies(folder):
+    brain = with_bodies()
+    bodies = ("{scan}/shape/{structure}.radius",)
+    for index in range(6):
+        for name in brain.bodies:
+            path = folder / f"s{index}" / "shape" / f"{name}.radius"
+            path.parent.mkdir(exist_ok=True)
+            count = 162 if index == 1 else 42  # of a finer sphere: bodies are not cut
+            freesurfer.write_morph_data(path, np.full(count, index, np.float32))
+    (folder / "s2/shape/rh.hippocampus.radius").unlink()
+    settings = (folder, folder / "table.csv", brain, PATTERNS, None, None)
+    found = data.load(*settings, bodies)
+    assert found.scan.tolist() == ["s0", "s3", "s4", "s5"]
+    where = brain.mesh.part("rh.hippocampus")
+    np.testing.assert_array_equal(
+        found.values[:, where, 0], [[0] * 42, [3] * 42, [4] * 42, [5] * 42]
+    )
+    reasons = {item.scan: item.reason for item in found.excluded}
+    assert "lh.hippocampus.radius: 162 values, the template has 42" in reasons["s1"]
+    assert "no file" in reasons["s2"] and "rh.hippocampus.radius" in reasons["s2"]
+    with pytest.raises(ValueError, match="0 patterns for 2 subcortical bodies, expected 1"):
+        data.load(*settings)
+    with pytest.raises(ValueError, match="one is of values, the other of surfaces"):
+        data.load(*settings, ("surface:{scan}/{structure}.vtk",))
+
+
+def test_fingerprint_changes_with_the_files(folder):
+    settings = (folder, folder / "table.csv", template(), PATTERNS)
+    first = data.fingerprint(*settings)
+    assert data.fingerprint(*settings) == first
+    status = (folder / "s3/surf/lh.thickness").stat()
+    os.utime(folder / "s3/surf/lh.thickness", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    second = data.fingerprint(*settings)
+    (folder / "s3/surf/rh.thickness").unlink()
+    third = data.fingerprint(*settings)
+    (folder / "table.csv").write_text((folder / "table.csv").read_text() + "p9,s9,MCI\n")
+    assert len({first, second, third, data.fingerprint(*settings)}) == 4

@@ -37,7 +37,7 @@ def test_corrected_interval():
     # s^2 = 0.005, (1/5 + 5/12) * 0.005, and t(0.975, 4) = 2.776445
     assert half == pytest.approx(2.776445 * np.sqrt((0.2 + 5 / 12) * 0.005), rel=1e-6)
     assert half > 2.776445 * values.std(ddof=1) / np.sqrt(5)  # wider than the naive one
-    assert evaluate.interval(np.array([0.6]), 0.4) == (0.6, 0.0)
+    assert evaluate.interval(np.array([0.6]), 0.4) == (0.6, None)
 
 
 def test_corrected_interval_covers_where_the_naive_one_does_not():

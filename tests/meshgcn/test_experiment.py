@@ -1,5 +1,7 @@
 """The stages on small cohorts: on planted atrophy, and on a user's folder."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from common import config as config_lib
 from common.config import ConfigError
 from common.storage import load_arrays, load_json
-from meshgcn import context, experiment
+from meshgcn import build, context, experiment, splits
 from tests.meshgcn import small
 
 CONFIG = "configs/meshgcn.py"
@@ -25,7 +27,7 @@ def promotion():
 @pytest.fixture
 def tiny(monkeypatch):
     """The smoke configuration on two spheres, so that no package is fetched."""
-    monkeypatch.setattr(context, "template", lambda name, subcortex: small.template())
+    monkeypatch.setattr(context, "template", lambda name, atlas, subcortex: small.template())
     config = config_lib.load(f"{CONFIG}:smoke")
     config.network.widths, config.network.stem = (4,), 3
     config.train.epochs = 2
@@ -45,6 +47,8 @@ def test_planted(tiny, tmp_path, capsys):
     assert set(found) == expected | {"residual", "perceptron vertices", "perceptron parcels"}
     assert found["ridge vertices"]["auc"]["mean"] > 0.9
     assert found["residual"]["parameters"] > 100
+    assert found["ridge vertices"]["parameters"] == 324 + 1
+    assert found["svm parcels"]["parameters"] == 8 + 1
     located = results["localisation"]
     assert set(located["means"]) >= {"hirescam 0", "gradcam 1", "hirescam random", "t map"}
     assert located["means"]["t map"]["dice"] > 0.7
@@ -62,7 +66,15 @@ def test_planted(tiny, tmp_path, capsys):
     assert capsys.readouterr().out.count("skipped") == 5
 
 
-def test_a_users_folder(tiny, tmp_path):
+class Again(Exception):
+    """Raised where a stage would run again."""
+
+
+def again(*_):
+    raise Again
+
+
+def test_a_users_folder(tiny, tmp_path, capsys, monkeypatch):
     made = small.subjects("additive", 0.4)
     lines = ["subject,scan,diagnosis"]
     half = small.template().mesh.part("lh").stop
@@ -88,6 +100,19 @@ def test_a_users_folder(tiny, tmp_path):
     assert [item["scan"] for item in excluded["scans"]] == ["missing"]
     arrays, _ = load_arrays(tmp_path / "run/stages/explain/maps.safetensors")
     assert np.isfinite(arrays["hirescam 0"]).all() and "truth" not in arrays
+    page = (tmp_path / "run/report.html").read_text()
+    assert "1 MissingSurfaceError" in page and "missing/surf/lh.thickness" in page
+    capsys.readouterr()
+    experiment.run(tiny, tmp_path / "run")
+    assert capsys.readouterr().out.count("skipped") == 5
+    values = made.thickness[0, :half]  # the missing scan is brought
+    (tmp_path / "subjects/missing/surf").mkdir(parents=True)
+    for hemi in ("lh", "rh"):
+        freesurfer.write_morph_data(tmp_path / f"subjects/missing/surf/{hemi}.thickness", values)
+    monkeypatch.setattr(build, "classify", again)
+    with pytest.raises(Again):
+        experiment.run(tiny, tmp_path / "run")
+    assert "classify: runs again, its configuration changed (scans" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,6 +124,9 @@ def test_a_users_folder(tiny, tmp_path):
         ("trials", "count", 0, "must be positive"),
         ("data", "folder", "x", "go together"),
         ("data", "classes", ("CN",), "expected two"),
+        ("data", "patterns", ("{subject}/lh.thickness",), "may hold {scan} and {hemi}"),
+        ("data", "bodies", ("{scan}/{hemi}.vtk",), "may hold {scan} and {structure}"),
+        ("data", "patterns", (), "names no measure"),
     ],
 )
 def test_mistakes_are_named(group, key, value, message, tmp_path):
@@ -116,3 +144,23 @@ def test_variants():
         assert context.conditions(config)
     with pytest.raises(Exception, match="it has: smoke, paper"):
         config_lib.load(f"{CONFIG}:tiny")
+
+
+def test_the_tables_own_split_is_one_trial():
+    label, subject = np.array([0, 0, 1, 1, 0, 1, 0, 1]), np.arange(8)
+    roles = np.array([0, 0, 0, 0, 1, 1, 2, 2], np.int8)
+    x = np.arange(8.0 * 324 * 2).reshape(8, 324, 2).astype(np.float32)
+    found = context.Scans(x, x[..., 0], label, subject, None, roles)
+    config = config_lib.load(f"{CONFIG}:smoke")
+    np.testing.assert_array_equal(context.roles_of(config, found, 25), roles[None])
+    one_class = dataclasses.replace(found, label=np.array([0, 0, 1, 1, 0, 1, 1, 1]))
+    with pytest.raises(
+        splits.OneClassError, match=r"table's split: no scan with label \[0\] in test"
+    ):
+        context.roles_of(config, one_class, 25)
+    for seed in range(5):
+        other = context.shuffled(label, subject, seed, roles)
+        assert all(other[roles == r].sum() == label[roles == r].sum() for r in range(3))
+    matrix = small.template().parcels()
+    expected = np.concatenate([x[..., 0] @ matrix.T, x[..., 1] @ matrix.T], axis=1)
+    np.testing.assert_allclose(found.parcels(small.template()), expected, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import gzip
 
+import meshio
 import nibabel as nib
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_labels(tmp_path):
     found, read = files.read_labels(path)
     np.testing.assert_array_equal(found, [0, 1, 1])
     assert read == names
+
+
+def test_faces_that_are_no_triangles_are_not_passed_over(tmp_path):
+    cells = [("triangle", [[0, 1, 2]]), ("quad", [[0, 1, 2, 3]])]
+    meshio.Mesh(np.eye(4)[:, :3], cells).write(tmp_path / "a.vtk")
+    with pytest.raises(MeshError, match="a.vtk: holds quad, not only triangles"):
+        files.read_surface(tmp_path / "a.vtk")
 
 
 @pytest.mark.parametrize("name", ["lh.white", "a.gii", "a.vtk", "a.ply"])

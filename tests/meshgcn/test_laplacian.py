@@ -76,3 +76,14 @@ def test_bad_settings_are_named():
         scaled_laplacian(icosphere(0), "cot")
     with pytest.raises(ValueError, match="positive, got 0"):
         scaled_laplacian(icosphere(0), largest=0.0)
+
+
+def test_a_bound_that_is_none_is_refused():
+    """With it the terms of a convolution would grow with their number."""
+    mesh = icosphere(1)
+    with pytest.raises(ValueError, match="2 is no bound of the combinatorial .* is 8.37"):
+        scaled_laplacian(mesh, "combinatorial")
+    with pytest.raises(ValueError, match=r"1.2 is no bound of the symmetric"):
+        scaled_laplacian(mesh, "symmetric", 1.2)
+    values = np.linalg.eigvalsh(scaled_laplacian(mesh, "combinatorial", 12.0).toarray())
+    assert values.min() >= -1 - 1e-12 and values.max() <= 1

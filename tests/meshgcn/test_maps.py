@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from meshgcn import export, files, graphs, maps, models, surface_figures
 from meshgcn.meshes import TopologyError, VertexCountError
-from tests.meshgcn.small import operators, template
+from tests.meshgcn.small import operators, template, with_bodies
 
 # Small networks: they take longer to compile than to run.
+
 
 def linear_net():
     """One block that is the identity (positive inputs), a flattened head with known weights."""
@@ -122,3 +124,16 @@ def test_figures(tmp_path):
     assert path.stat().st_size > 10_000
     single = surface_figures.four_views(tmp_path / "s.png", values, brain, surface="pial")
     assert single.stat().st_size > 5_000
+
+
+def test_bodies_are_drawn_beside_the_cortex(tmp_path):
+    brain = with_bodies()
+    both, faces = surface_figures._drawn(brain, "rh", True)
+    np.testing.assert_array_equal(both, np.arange(324 + 42, 324 + 84))
+    np.testing.assert_array_equal(faces, brain.mesh.split()[3].faces)
+    values = np.where(brain.region("lh.hippocampus"), 1.0, 0.0)
+    path = surface_figures.maps(tmp_path / "b.png", {"a": values}, brain, "bodies")
+    with Image.open(path) as picture:
+        left, right = np.split(np.asarray(picture.convert("RGB"), int)[:, :1380], 2, axis=1)
+    warm = [(part[..., 0] - part[..., 2] > 60).sum() for part in (left, right)]
+    assert warm[0] > 500 and warm[1] < 0.1 * warm[0]

@@ -13,6 +13,7 @@ from tests.meshgcn.small import operators, template
 
 # Small networks: they take longer to compile than to run.
 
+
 def x_of(count, features=2, seed=0):
     shape = (count, len(template().mesh), features)
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)

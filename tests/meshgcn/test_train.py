@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common import loop
 from meshgcn import evaluate, models, splits, train
 from tests.meshgcn.small import operators, subjects
 
@@ -84,6 +85,14 @@ def test_statistics_are_of_training_scans(problem):
     sd = rows.std(axis=0)
     np.testing.assert_allclose(scale[sd > 0], 1 / sd[sd > 0], rtol=1e-3)
     assert (np.asarray(scale)[sd == 0] == 0).all() and (sd == 0).any()  # the medial wall
+
+
+def test_a_loss_that_is_not_finite_is_named(problem):
+    """Else the untrained weights of the start would be kept as the best ones."""
+    x, labels, roles = problem
+    bad = x.at[int(np.flatnonzero(roles[1] == 0)[0]), 5].set(jnp.inf)
+    with pytest.raises(loop.NonFiniteLoss, match=r"nan at step 0 \(epochs counted\), trial 0"):
+        train.fit_trials(MODEL, RECIPE, np.arange(3), roles, labels, bad, operators())
 
 
 def test_too_few_scans_are_named(problem):
