@@ -7,7 +7,7 @@ parameters.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,9 @@ import numpy as np
 from common import porting
 from common.nets.conv import Conv
 
-__all__ = ["BN_PARTS", "STYLES", "ConvNorm", "called", "keras_numbers", "plain_names", "rules"]
+__all__ = [
+    "BN_PARTS", "STYLES", "ConvNorm", "called", "keras_numbers", "layers", "plain_names", "rules",
+]  # fmt: skip
 
 STYLES = ("keras", "torch")
 """Whose network: they differ in the constants of batch normalisation and the padding of pools."""
@@ -54,6 +56,24 @@ class ConvNorm(nn.Module):
                  name="conv")(x)
         x = nn.BatchNorm(not train, momentum=self.momentum, epsilon=self.epsilon, name="bn")(x)
         return nn.relu(x) if self.rectified else x
+
+
+def layers(momentum: float, train: bool) -> tuple[Callable, Callable]:
+    """`conv(name, x, maps, height(, width))` that keeps the size, and `valid(name, x, maps, kernel,
+    stride)` without padding: what the two Inception networks are stacked from.
+
+    To be called, and its results, inside a module's compact method.
+    """
+
+    def conv(name: str, x: jax.Array, maps: int, *kernel: int) -> jax.Array:
+        size = (kernel[0], kernel[-1])
+        return ConvNorm(maps, size, momentum=momentum, name=name)(x, train)
+
+    def valid(name: str, x: jax.Array, maps: int, kernel: int = 3, stride: int = 1) -> jax.Array:
+        size = (kernel, kernel)
+        return ConvNorm(maps, size, stride, "VALID", momentum=momentum, name=name)(x, train)
+
+    return conv, valid
 
 
 def rules(conv: porting.Transform) -> tuple[porting.Rule, ...]:

@@ -17,7 +17,15 @@ import numpy as np
 
 from common import porting
 from common.nets.conv import Conv
-from common.nets.conv_norm import STYLES, ConvNorm, called, keras_numbers, plain_names, rules
+from common.nets.conv_norm import (
+    BN_PARTS,
+    STYLES,
+    called,
+    keras_numbers,
+    layers,
+    plain_names,
+    rules,
+)
 
 __all__ = ["InceptionResNetV2", "from_tensors"]
 
@@ -43,14 +51,7 @@ class InceptionResNetV2(nn.Module):
         if self.style not in STYLES:
             raise ValueError(f"style {self.style!r}; known: {', '.join(STYLES)}")
 
-        def conv(name: str, y: jax.Array, maps: int, *kernel: int) -> jax.Array:
-            size = (kernel[0], kernel[-1])
-            return ConvNorm(maps, size, momentum=self.momentum, name=name)(y, train)
-
-        def valid(name: str, y: jax.Array, maps: int, kernel: int = 3, stride: int = 1
-                  ) -> jax.Array:
-            return ConvNorm(maps, (kernel, kernel), stride, "VALID", momentum=self.momentum,
-                            name=name)(y, train)
+        conv, valid = layers(self.momentum, train)
 
         def largest(y: jax.Array) -> jax.Array:
             return nn.max_pool(y, (3, 3), (2, 2))
@@ -114,7 +115,7 @@ def from_tensors(module: InceptionResNetV2, tensors: Mapping[str, np.ndarray]) -
     Raises:
         porting.PortingError: the tensors are not those of this network.
     """
-    shapes, layers = called(module, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32))
+    shapes, names = called(module, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32))
     torch = module.style == "torch"
     kernel = porting.conv_oihw_to_hwio if torch else porting.identity
     own = ((r"(\w+)/conv2d/kernel", r"params/\1_conv2d/kernel", kernel),
@@ -127,7 +128,7 @@ def from_tensors(module: InceptionResNetV2, tensors: Mapping[str, np.ndarray]) -
                 end = "kernel" if match[2] == "weight" else "bias"
                 found[f"{match[1].replace('.', '_')}/conv2d/{end}"] = found.pop(name)
         return porting.port(found, (*rules(kernel), *own), shapes)
-    found = keras_numbers(tensors, [name for name in layers if name != "conv2d_7b"])
+    found = keras_numbers(tensors, [name for name in names if name != "conv2d_7b"])
     for name in list(found):
         changed = _keras_name(name, module.repeats)
         if changed != name:
@@ -147,8 +148,7 @@ def _keras_name(name: str, repeats: tuple[int, int, int]) -> str:
         if stage == 2 and index == repeats[2]:
             at = "block8"
         return f"{at}/conv2d/{match[3]}"
-    parts = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
     match = re.fullmatch(r"conv_7b(_bn)?/(\w+)", name)
     if match:
-        return f"conv2d_7b/bn/{parts[match[2]]}" if match[1] else f"conv2d_7b/conv/{match[2]}"
+        return f"conv2d_7b/bn/{BN_PARTS[match[2]]}" if match[1] else f"conv2d_7b/conv/{match[2]}"
     return name

@@ -1,10 +1,10 @@
-"""Inception-v3 as classifiers use it: the feature map of torchvision's and Keras' networks.
+"""Inception-v3: the feature map of torchvision's network, of Keras', and of FID's.
 
-C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016. The
-network of the Frechet inception distance, which differs from both, is `common.nets.inception`.
+C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
 
-The two families differ in the average pools inside the blocks: torchvision's counts the zeros
-around the map (divides by 9 at the edge, too), Keras' does not. `style` says which is meant.
+They differ in the pools inside the blocks: torchvision's mean counts the zeros around the map
+(divides by 9 at the edge, too), Keras' and FID's do not; and in its last block FID's (TensorFlow's
+graph of December 2015, see `common.nets.inception`) takes the maximum. `style` says which is meant.
 
 Cost: 21.8 million parameters without classifier; 5.7 billion multiply-adds an image of 299 x 299.
 """
@@ -18,16 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import porting
-from common.nets.conv_norm import STYLES, ConvNorm, called, keras_numbers, plain_names, rules
+from common.nets.conv_norm import called, keras_numbers, layers, plain_names, rules
 
-__all__ = ["InceptionV3", "from_tensors"]
+__all__ = ["STYLES", "InceptionV3", "from_tensors"]
+
+STYLES = ("keras", "torch", "fid")
 
 
 class InceptionV3(nn.Module):
     """`[batch, height, width, channels]` -> feature map `[batch, about height / 32, ..., 2048]`.
 
     Attributes:
-        style: "keras" or "torch", see the module.
+        style: "keras", "torch" or "fid", see the module.
         momentum: of the averages of batch normalisation.
 
     Images have at least 75 pixels a side. With `train`, batch statistics normalise and are stored
@@ -42,14 +44,7 @@ class InceptionV3(nn.Module):
         if self.style not in STYLES:
             raise ValueError(f"style {self.style!r}; known: {', '.join(STYLES)}")
 
-        def conv(name: str, y: jax.Array, maps: int, *kernel: int) -> jax.Array:
-            size = (kernel[0], kernel[-1])
-            return ConvNorm(maps, size, momentum=self.momentum, name=name)(y, train)
-
-        def valid(name: str, y: jax.Array, maps: int, kernel: int = 3, stride: int = 1
-                  ) -> jax.Array:
-            return ConvNorm(maps, (kernel, kernel), stride, "VALID", momentum=self.momentum,
-                            name=name)(y, train)
+        conv, valid = layers(self.momentum, train)
 
         def mean(y: jax.Array) -> jax.Array:
             pads = ((1, 1), (1, 1))
@@ -101,7 +96,9 @@ class InceptionV3(nn.Module):
             twice = conv(f"{at}3x3dbl_2", conv(f"{at}3x3dbl_1", x, 448, 1), 384, 3)
             tall = (conv(f"{at}3x3dbl_3a", twice, 384, 1, 3),
                     conv(f"{at}3x3dbl_3b", twice, 384, 3, 1))
-            pooled = conv(f"{at}_pool", mean(x), 192, 1)
+            greatest = self.style == "fid" and letter == "c"
+            pooled = nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))) if greatest else mean(x)
+            pooled = conv(f"{at}_pool", pooled, 192, 1)
             x = jnp.concatenate([one, *wide, *tall, pooled], -1)
         return x
 
@@ -121,8 +118,8 @@ def from_tensors(module: InceptionV3, tensors: Mapping[str, np.ndarray]) -> dict
     for name, array in tensors.items():
         if name.startswith("Conv2d_1a_3x3.conv"):
             channels = array.shape[1]
-    shapes, layers = called(module, jax.ShapeDtypeStruct((1, 96, 96, channels), jnp.float32))
-    if module.style == "torch":
+    shapes, names = called(module, jax.ShapeDtypeStruct((1, 96, 96, channels), jnp.float32))
+    if module.style != "keras":
         kept = {n: a for n, a in tensors.items() if not n.startswith("AuxLogits.")}
         return porting.port(plain_names(kept), rules(porting.conv_oihw_to_hwio), shapes)
-    return porting.port(keras_numbers(tensors, layers), rules(porting.identity), shapes)
+    return porting.port(keras_numbers(tensors, names), rules(porting.identity), shapes)

@@ -287,8 +287,8 @@ def make_evaluation(problem: Problem, draws: int) -> Callable:
 
         def error(i):
             draw_key = jax.random.fold_in(key, i)
-            low, high = i * steps // draws, (i + 1) * steps // draws
-            times = jax.random.randint(jax.random.fold_in(draw_key, 1), (batch,), low, high)
+            time_key = jax.random.fold_in(draw_key, 1)
+            times = objectives.spread_times(time_key, i, draws, batch, steps)
             drawn = draw(draw_key, photographs, Shared(params, condition), alone)
             return loss(adapter, drawn._replace(timesteps=times), params, alone)
 

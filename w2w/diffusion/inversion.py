@@ -252,8 +252,8 @@ def make_evaluation(problem: Problem, draws: int) -> Callable:
 
         def draw(i):
             draw_key = jax.random.fold_in(own_key, i)
-            low, high = i * steps // draws, (i + 1) * steps // draws
-            times = jax.random.randint(jax.random.fold_in(draw_key, 1), (batch,), low, high)
+            time_key = jax.random.fold_in(draw_key, 1)
+            times = objectives.spread_times(time_key, i, draws, batch, steps)
             return loss(beta, photographs, draw_key, shared, raw, times)
 
         return jnp.mean(jax.lax.map(draw, jnp.arange(draws)))

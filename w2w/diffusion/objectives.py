@@ -26,6 +26,15 @@ def draw(
     return noise, jax.random.randint(time_key, latents.shape[:1], 0, process.steps)
 
 
+def spread_times(key: jax.Array, part: jax.Array, parts: int, batch: int, steps: int) -> jax.Array:
+    """Uniform timesteps, int32 ``[batch]``, in one of ``parts`` equal parts of a process.
+
+    To compare models on few draws that cover all noise levels.
+    """
+    low, high = part * steps // parts, (part + 1) * steps // parts
+    return jax.random.randint(key, (batch,), low, high)
+
+
 def denoising_errors(
     predict: Predictor,
     latents: jax.Array,
