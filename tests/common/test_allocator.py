@@ -31,10 +31,11 @@ def run(tmp_path, value=None):
     return out.splitlines(), process.pid
 
 
-@pytest.mark.skipif(not allocator.supported(), reason="the C library does not know the setting")
 def test_starts_once_more_with_all_arguments(tmp_path):
     lines, pid = run(tmp_path)
-    assert lines == ["start", "start", f"{pid} {allocator.SETTING} --a=b c d True"]
+    known = allocator.supported()
+    assert lines[:-1] == (["start", "start"] if known else ["start"])
+    assert lines[-1] == f"{pid} {allocator.SETTING if known else None} --a=b c d True"
 
 
 def test_the_users_setting_stays(tmp_path):
