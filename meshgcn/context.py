@@ -169,14 +169,14 @@ def _cohort_config(config: ConfigDict) -> CohortConfig:
 def _real(template: Template, settings: tuple) -> data.RealCohort:
     folder, table, patterns, bodies, classes, columns = settings
     files = (patterns, dict(classes), dict(columns), bodies)
-    return data.load(folder, table, template, *files)
+    return data.load(data.Source(folder, table, template, *files))
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Digest of the user's table and files."""
     own = config.data
     files = (own.patterns, dict(zip(own.classes, (0, 1), strict=True)), own.columns, own.bodies)
-    return data.fingerprint(own.folder, own.table, template_of(config), *files)
+    return data.fingerprint(data.Source(own.folder, own.table, template_of(config), *files))
 
 
 def real(config: ConfigDict) -> data.RealCohort:

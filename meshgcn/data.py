@@ -28,7 +28,10 @@ from meshgcn.meshes import (
 from meshgcn.splits import ROLES, OverlapError
 from meshgcn.templates import Template
 
-__all__ = ["SURFACE", "Excluded", "RealCohort", "TableError", "fingerprint", "load", "read_table"]
+__all__ = [
+    "SURFACE", "Excluded", "RealCohort", "Source", "TableError", "fingerprint", "load",
+    "read_table",
+]  # fmt: skip
 
 SURFACE = "surface:"
 THICKNESS = "{scan}/surf/{hemi}.thickness.fwhm10.fsaverage.mgh"
@@ -167,18 +170,11 @@ def _in_one_part(rows: list[Row], excluded: list[Excluded]) -> tuple[list[Row], 
     return [row for row in rows if row.subject not in both], excluded
 
 
-def load(
-    folder: str | os.PathLike[str],
-    table: str | os.PathLike[str],
-    template: Template,
-    patterns: Sequence[str] = (THICKNESS,),
-    classes: Mapping[str, int] | None = None,
-    columns: Mapping[str, str] | None = None,
-    bodies: Sequence[str] = (),
-) -> RealCohort:
-    """Reads all scans of a table.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a user's scans are.
 
-    Args:
+    Attributes:
       folder: FreeSurfer's SUBJECTS_DIR.
       table: CSV, see `read_table`.
       template: cortex of both hemispheres.
@@ -190,15 +186,54 @@ def load(
         `{scan}` and `{structure}` (lh.hippocampus); as many as `patterns`.
 
     Raises:
-      TableError: see `read_table`; also if no scan is left or a class is empty.
       ValueError: `bodies` do not fit `patterns` and the template.
     """
-    _check_bodies(template, patterns, bodies)
-    rows, excluded = read_table(table, classes or CLASSES, **(columns or {}))
+
+    folder: str | os.PathLike[str]
+    table: str | os.PathLike[str]
+    template: Template
+    patterns: Sequence[str] = (THICKNESS,)
+    classes: Mapping[str, int] | None = None
+    columns: Mapping[str, str] | None = None
+    bodies: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        there = len(self.template.bodies)
+        need = len(self.patterns) if there else 0
+        if len(self.bodies) != need:
+            raise ValueError(
+                f"{len(self.bodies)} patterns for {there} subcortical bodies, expected {need}"
+            )
+        for cortex, body in zip(self.patterns, self.bodies, strict=False):
+            if cortex.startswith(SURFACE) != body.startswith(SURFACE):
+                raise ValueError(f"{cortex!r} and {body!r}: one of values, the other of surfaces")
+
+    def rows(self) -> tuple[list[Row], list[Excluded]]:
+        """What the table says, see `read_table`."""
+        return read_table(self.table, self.classes or CLASSES, **(self.columns or {}))
+
+    def files(self, scan: str, index: int) -> Iterator[tuple[Mesh, pathlib.Path]]:
+        """(structure of the template, file) of one measure of a scan."""
+        for part in self.template.mesh.split():
+            name = part.structures[0][0]
+            patterns = self.bodies if name in self.template.bodies else self.patterns
+            pattern = patterns[index].removeprefix(SURFACE)
+            yield part, pathlib.Path(self.folder) / pattern.format(
+                scan=scan, hemi=name, structure=name
+            )
+
+
+def load(source: Source) -> RealCohort:
+    """Reads all scans of a table.
+
+    Raises:
+      TableError: see `read_table`; also if no scan is left or a class is empty.
+    """
+    rows, excluded = source.rows()
     kept, values = [], []
     for row in rows:
         try:
-            values.append(_scan(pathlib.Path(folder), row.scan, template, patterns, bodies))
+            values.append(_scan(source, row.scan))
             kept.append(row)
         except MeshError as error:
             excluded.append(Excluded(row.scan, type(error).__name__, str(error)))
@@ -206,12 +241,12 @@ def load(
     if len(set(labels.tolist())) < 2:
         first = f"; first: {excluded[0].reason}" if excluded else ""
         raise TableError(
-            f"{table}: {len(kept)} usable scans of one class or none, {len(excluded)} left out"
-            f"{first}"
+            f"{source.table}: {len(kept)} usable scans of one class or none, {len(excluded)} left "
+            f"out{first}"
         )
     return RealCohort(
         np.stack(values).astype(np.float32),
-        tuple(pathlib.PurePath(p).name.replace("{hemi}.", "") for p in patterns),
+        tuple(pathlib.PurePath(p).name.replace("{hemi}.", "") for p in source.patterns),
         np.array([row.subject for row in kept]),
         np.array([row.scan for row in kept]),
         labels,
@@ -220,27 +255,16 @@ def load(
     )
 
 
-def fingerprint(
-    folder: str | os.PathLike[str],
-    table: str | os.PathLike[str],
-    template: Template,
-    patterns: Sequence[str] = (THICKNESS,),
-    classes: Mapping[str, int] | None = None,
-    columns: Mapping[str, str] | None = None,
-    bodies: Sequence[str] = (),
-) -> str:
+def fingerprint(source: Source) -> str:
     """Hexadecimal digest that changes with the table or a file of it (size and time of change).
 
-    Arguments and errors are those of `load`.
+    Errors are those of `read_table`.
     """
-    _check_bodies(template, patterns, bodies)
-    rows, _ = read_table(table, classes or CLASSES, **(columns or {}))
-    digest = hashlib.sha256(pathlib.Path(table).read_bytes())
+    rows, _ = source.rows()
+    digest = hashlib.sha256(pathlib.Path(source.table).read_bytes())
     for row in rows:
-        for index in range(len(patterns)):
-            for _, path in _files(
-                pathlib.Path(folder), row.scan, template, patterns, bodies, index
-            ):
+        for index in range(len(source.patterns)):
+            for _, path in source.files(row.scan, index):
                 stamp = "none"
                 if path.is_file():
                     status = path.stat()
@@ -249,46 +273,14 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _check_bodies(template: Template, patterns: Sequence[str], bodies: Sequence[str]) -> None:
-    need = len(patterns) if template.bodies else 0
-    if len(bodies) != need:
-        raise ValueError(
-            f"{len(bodies)} patterns for {len(template.bodies)} subcortical bodies, expected {need}"
-        )
-    for cortex, body in zip(patterns, bodies, strict=False):
-        if cortex.startswith(SURFACE) != body.startswith(SURFACE):
-            raise ValueError(f"{cortex!r} and {body!r}: one is of values, the other of surfaces")
-
-
-def _files(
-    folder: pathlib.Path,
-    scan: str,
-    template: Template,
-    patterns: Sequence[str],
-    bodies: Sequence[str],
-    index: int,
-) -> Iterator[tuple[Mesh, pathlib.Path]]:
-    """(structure of the template, file) of one measure of a scan."""
-    for part in template.mesh.split():
-        name = part.structures[0][0]
-        pattern = (bodies if name in template.bodies else patterns)[index].removeprefix(SURFACE)
-        yield part, folder / pattern.format(scan=scan, hemi=name, structure=name)
-
-
-def _scan(
-    folder: pathlib.Path,
-    scan: str,
-    template: Template,
-    patterns: Sequence[str],
-    bodies: Sequence[str] = (),
-) -> np.ndarray:
+def _scan(source: Source, scan: str) -> np.ndarray:
     """One scan's values `[vertices, measures]`; off the cortex they are 0."""
-    columns = []
+    columns, template = [], source.template
     inside = template.labels >= 0
-    for index, pattern in enumerate(patterns):
+    for index, pattern in enumerate(source.patterns):
         surface = pattern.startswith(SURFACE)
         values = np.zeros((len(template.mesh), 3 if surface else 1))
-        for part, path in _files(folder, scan, template, patterns, bodies, index):
+        for part, path in source.files(scan, index):
             where = template.mesh.part(part.structures[0][0])
             if surface:
                 values[where] = _coordinates(path, part)

@@ -33,7 +33,7 @@ def write(folder, scan, hemi, values):
 
 
 def load(folder):
-    return data.load(folder, folder / "table.csv", template(), PATTERNS)
+    return data.load(data.Source(folder, folder / "table.csv", template(), PATTERNS))
 
 
 def test_good_scans(folder):
@@ -92,7 +92,7 @@ def test_finer_members_of_the_family_are_cut(folder):
     assert "s0" in load(folder).scan
     write(folder, "s1", "lh", np.arange(4 * half))
     with pytest.raises(meshes.VertexCountError):
-        data._scan(folder, "s1", template(), PATTERNS)
+        data._scan(data.Source(folder, folder / "table.csv", template(), PATTERNS), "s1")
 
 
 def test_bad_tables_are_named(folder):
@@ -117,7 +117,7 @@ def test_columns_and_classes_can_be_named(folder):
     path.write_text("RID,DX\ns0,Control\ns4,Dementia\n")
     columns = {"subject": "RID", "diagnosis": "DX"}
     classes = {"Control": 0, "Dementia": 1}
-    found = data.load(folder, path, template(), PATTERNS, classes, columns)
+    found = data.load(data.Source(folder, path, template(), PATTERNS, classes, columns))
     assert found.scan.tolist() == found.subject.tolist() == ["s0", "s4"]
     assert found.label.tolist() == [0, 1]
 
@@ -154,7 +154,7 @@ def test_bad_surfaces_are_named_and_the_rest_is_used(folder):
 
     def reason(vertices, faces):
         write_surface(folder, "s0", "lh", vertices, faces)
-        found = data.load(folder, table, brain, pattern)
+        found = data.load(data.Source(folder, table, brain, pattern))
         assert found.scan.tolist() == ["s1", "s2", "s3", "s4", "s5"]
         assert found.values.shape == (5, len(brain.mesh), 3)
         np.testing.assert_allclose(found.values[1], brain.mesh.vertices + 2, atol=1e-5)
@@ -191,7 +191,7 @@ def test_the_users_own_split(folder):
     for hemi in ("lh", "rh"):
         (folder / "s0b/surf").mkdir(parents=True, exist_ok=True)
         write(folder, "s0b", hemi, np.ones(162))
-    found = data.load(folder, path, template(), PATTERNS, None, {"split": "part"})
+    found = data.load(data.Source(folder, path, template(), PATTERNS, None, {"split": "part"}))
     assert found.scan.tolist() == ["s2", "s3", "s4", "s0b"]
     assert found.roles.tolist() == [1, 1, 0, 2]
     assert {item.scan: (item.kind, item.reason) for item in found.excluded} == {
@@ -201,7 +201,7 @@ def test_the_users_own_split(folder):
     }
     assert load(folder).roles is None
     with pytest.raises(data.TableError, match="no column 'fold' among"):
-        data.load(folder, path, template(), PATTERNS, None, {"split": "fold"})
+        data.load(data.Source(folder, path, template(), PATTERNS, None, {"split": "fold"}))
 
 
 def test_values_of_subcortical_bodies(folder):
@@ -215,7 +215,7 @@ def test_values_of_subcortical_bodies(folder):
             freesurfer.write_morph_data(path, np.full(count, index, np.float32))
     (folder / "s2/shape/rh.hippocampus.radius").unlink()
     settings = (folder, folder / "table.csv", brain, PATTERNS, None, None)
-    found = data.load(*settings, bodies)
+    found = data.load(data.Source(*settings, bodies))
     assert found.scan.tolist() == ["s0", "s3", "s4", "s5"]
     where = brain.mesh.part("rh.hippocampus")
     np.testing.assert_array_equal(
@@ -225,19 +225,19 @@ def test_values_of_subcortical_bodies(folder):
     assert "lh.hippocampus.radius: 162 values, the template has 42" in reasons["s1"]
     assert "no file" in reasons["s2"] and "rh.hippocampus.radius" in reasons["s2"]
     with pytest.raises(ValueError, match="0 patterns for 2 subcortical bodies, expected 1"):
-        data.load(*settings)
-    with pytest.raises(ValueError, match="one is of values, the other of surfaces"):
-        data.load(*settings, ("surface:{scan}/{structure}.vtk",))
+        data.Source(*settings)
+    with pytest.raises(ValueError, match="one of values, the other of surfaces"):
+        data.Source(*settings, ("surface:{scan}/{structure}.vtk",))
 
 
 def test_fingerprint_changes_with_the_files(folder):
-    settings = (folder, folder / "table.csv", template(), PATTERNS)
-    first = data.fingerprint(*settings)
-    assert data.fingerprint(*settings) == first
+    source = data.Source(folder, folder / "table.csv", template(), PATTERNS)
+    first = data.fingerprint(source)
+    assert data.fingerprint(source) == first
     status = (folder / "s3/surf/lh.thickness").stat()
     os.utime(folder / "s3/surf/lh.thickness", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    second = data.fingerprint(*settings)
+    second = data.fingerprint(source)
     (folder / "s3/surf/rh.thickness").unlink()
-    third = data.fingerprint(*settings)
+    third = data.fingerprint(source)
     (folder / "table.csv").write_text((folder / "table.csv").read_text() + "p9,s9,MCI\n")
-    assert len({first, second, third, data.fingerprint(*settings)}) == 4
+    assert len({first, second, third, data.fingerprint(source)}) == 4

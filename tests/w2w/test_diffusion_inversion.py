@@ -160,20 +160,6 @@ def test_units_of_deviations():
     np.testing.assert_allclose(found[1], deviation * raw[1], rtol=1e-4)
 
 
-class Stops:
-    """A writer that fails at a step, as a killed process does."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def begin(self, phase, step):
-        self.first = step
-
-    def scalars(self, step, values):
-        if step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_a_stopped_inversion_continues_to_the_bit(tmp_path):
     problem, shared, planted = setting()
     problem = changed(problem, steps=7)
@@ -183,9 +169,9 @@ def test_a_stopped_inversion_continues_to_the_bit(tmp_path):
     checkpointer = Checkpointer(tmp_path, keep=1)
     common = dict(checkpointer=checkpointer, save_every=2, log_every=1)
     with pytest.raises(KeyboardInterrupt):
-        inversion.invert(*args, writer=Stops(5), **common)
+        inversion.invert(*args, writer=known.Stops(5), **common)
     assert checkpointer.latest_step == 4
-    second = Stops(None)
+    second = known.Stops(None)
     found = inversion.invert(*args, writer=second, **common)
     checkpointer.close()
     assert second.first == 4

@@ -153,20 +153,6 @@ def test_the_loss_falls_on_a_fixed_draw():
         np.testing.assert_array_equal(leaf, 0)
 
 
-class Stops:
-    """A writer that fails at a step, as a killed process does."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def begin(self, phase, step):
-        self.first = step
-
-    def scalars(self, step, values):
-        if step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_a_stopped_training_continues_to_the_bit(tmp_path):
     problem, shared, pictures = setting()
     args = photographs(pictures, 0.1), shared, changed(problem, steps=7), KEY
@@ -174,9 +160,9 @@ def test_a_stopped_training_continues_to_the_bit(tmp_path):
     checkpointer = Checkpointer(tmp_path, keep=1)
     common = dict(checkpointer=checkpointer, save_every=2, log_every=1)
     with pytest.raises(KeyboardInterrupt):
-        dreambooth.train(*args, writer=Stops(5), **common)
+        dreambooth.train(*args, writer=known.Stops(5), **common)
     assert checkpointer.latest_step == 4
-    second = Stops(None)
+    second = known.Stops(None)
     found = dreambooth.train(*args, writer=second, **common)
     checkpointer.close()
     assert second.first == 4
