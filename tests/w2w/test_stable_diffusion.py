@@ -143,14 +143,17 @@ def test_gradient_checkpointing_changes_the_program_only():
 
 def test_cudnn_attention_is_used_where_it_exists_only():
     choose = attention_implementation
-    assert choose("gpu", "9.0", jnp.bfloat16, 64) == "cudnn"
+    even = 4096, 4096
+    assert choose("gpu", "9.0", jnp.bfloat16, 64, even) == "cudnn"
     for other in (
-        ("cpu", None, jnp.bfloat16, 64),
-        ("gpu", "7.5", jnp.bfloat16, 64),
-        ("gpu", "gfx90a", jnp.bfloat16, 64),
-        ("gpu", "9.0", jnp.float32, 64),
-        ("gpu", "9.0", jnp.bfloat16, 160),
-        ("gpu", "9.0", jnp.bfloat16, 36),
+        ("cpu", None, jnp.bfloat16, 64, even),
+        ("gpu", "7.5", jnp.bfloat16, 64, even),
+        ("gpu", "gfx90a", jnp.bfloat16, 64, even),
+        ("gpu", "9.0", jnp.float32, 64, even),
+        ("gpu", "9.0", jnp.bfloat16, 160, even),
+        ("gpu", "9.0", jnp.bfloat16, 36, even),
+        ("gpu", "9.0", jnp.bfloat16, 64, (4096, 77)),
+        ("gpu", "9.0", jnp.bfloat16, 64, (77, 4096)),
     ):
         assert choose(*other) == "xla"
 

@@ -110,31 +110,41 @@ class _PhaseConv(nn.Module):
 
 
 def attention_implementation(
-    platform: str, compute_capability: str | None, dtype: Any, head_width: int
+    platform: str,
+    compute_capability: str | None,
+    dtype: Any,
+    head_width: int,
+    lengths: tuple[int, int],
 ) -> str:
     """The ``implementation`` of ``jax.nn.dot_product_attention`` for these operands.
 
     cuDNN's flash kernels exist for half precision, head widths that are multiples of 8 up to 128,
     and NVIDIA devices from compute capability 8.0 on; XLA's code is for everything else. XLA's
-    never holds its weights in less than float32; cuDNN's accumulates in float32.
+    never holds its weights in less than float32; cuDNN's accumulates in float32. JAX refuses to
+    differentiate cuDNN's for odd lengths, such as the 77 tokens of CLIP.
 
     Args:
       platform: of the devices that will compute ("cpu", "gpu", "tpu").
       compute_capability: of an NVIDIA device, such as "9.0"; anything else of others.
       dtype: of queries, keys and values.
       head_width: channels of each head.
+      lengths: tokens of queries and of keys.
     """
-    fits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_width % 8 == 0
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    fits = head_width % 8 == 0 and head_width <= 128 and all(n % 2 == 0 for n in lengths)
     number = re.fullmatch(r"(\d+)\.\d+", compute_capability or "")
     recent = number is not None and int(number[1]) >= 8
-    return "cudnn" if platform == "gpu" and recent and fits and head_width <= 128 else "xla"
+    return "cudnn" if platform == "gpu" and recent and half and fits else "xla"
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
     """Softmax attention of ``q [batch, tokens, heads, width]`` to ``k``, ``v`` of other length."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
-    chosen: Any = attention_implementation(device.platform, capability, q.dtype, q.shape[-1])
+    lengths = q.shape[1], k.shape[1]
+    chosen: Any = attention_implementation(
+        device.platform, capability, q.dtype, q.shape[-1], lengths
+    )
     # JAX's code promotes half precision to float32 implicitly, which strict promotion forbids.
     mixed = q.dtype != jnp.float32
     with jax.numpy_dtype_promotion("standard") if mixed else contextlib.nullcontext():
