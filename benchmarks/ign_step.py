@@ -1,13 +1,15 @@
 """Training steps of an idempotent network per second, here and in plain PyTorch.
 
     python benchmarks/ign_step.py [--size 28] [--width 32] [--batch 128] [--steps 10] [--rounds 3]
+        [--device cuda]
 
 The same networks (DCGAN's with batch normalisation, as published, and with group normalisation, and
 the patch network of configs/ign.py), objective (L1, weights 20/20/2.5, clamp 1.5) and optimiser
 (Adam). PyTorch is written as the method reads:
 four evaluations, a frozen copy for the idempotence term; here four-pass and three-evaluation
 gradients are both timed. They take turns, and the median of the rounds is printed. Compilation is
-excluded; memory is the temporary storage that XLA reports for the step.
+excluded; memory is the temporary storage that XLA reports for the step. On a GPU both multiply by
+TensorFloat-32 (see timing.py).
 """
 
 import argparse
@@ -19,6 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 import torch
 from torch import nn
 
@@ -91,29 +94,35 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("batch", 128), ("steps", 10), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    timing.add_device(parser)
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    timing.prepare(options.device)
     shape = (options.batch, options.size, options.size, options.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    print(f"batch {shape}, width {options.width}; jax on {jax.devices()[0].device_kind}, torch on"
-          f" {device}, {torch.get_num_threads()} threads")
+    print(f"batch {shape}, width {options.width}; {timing.devices(options.device)}")
+    nets = []
     for kind, norm in (("dcgan", "batch"), ("dcgan", "group"), ("patch", "group")):
         config = models.NetConfig(
             size=options.size, channels=options.channels, kind=kind, width=options.width,
             latent=options.latent, norm=norm,
         )  # fmt: skip
-        compare(config, images, device, options.steps, options.rounds)
+        run, memory = torch_run(config, images, options.device, options.steps), {}
+        runs = {"PyTorch, four evaluations": run}
+        for shared in (False, True):
+            name = "here, three evaluations" if shared else "here, four evaluations"
+            runs[name], memory[name] = jax_run(config, images, shared, options.steps)
+        nets.append((config, runs, memory))
+    timing.my_turn()
+    for net in nets:
+        compare(*net, options.steps, options.rounds)
+    timing.print_memory(options.device)
 
 
 def compare(
-    config: models.NetConfig, images: np.ndarray, device: str, steps: int, rounds: int
-) -> None:
+    config: models.NetConfig, runs: dict[str, Callable[[], float]], memory: dict[str, float],
+    steps: int, rounds: int,
+) -> None:  # fmt: skip
     """Times the steps of one network in turns and prints a line for each."""
-    runs = {"PyTorch, four evaluations": torch_run(config, images, device, steps)}
-    memory = {}
-    for shared in (False, True):
-        name = "here, three evaluations" if shared else "here, four evaluations"
-        runs[name], memory[name] = jax_run(config, images, shared, steps)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, function in runs.items():
@@ -141,7 +150,7 @@ def torch_run(
     def run() -> float:
         for _ in range(steps):
             loss = torch_step(net, frozen, adam, x)
-        return float(loss)
+        return loss.item()
 
     return run
 

@@ -19,8 +19,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.noise = "normal"  # normal, half or hermitian; see ign/noise.py
     config.net = ConfigDict(
         dict(
-            kind="patch", width=32, latent=128, hidden=256, norm="group", dropout=0.0,
-            conditional=False,
+            kind="patch", width=32, latent=128, hidden=256, depth=1, norm="group",
+            dropout=0.0, conditional=False,
         )
     )
     config.loss = ConfigDict(
@@ -34,8 +34,13 @@ def get_config(variant: str = "") -> ConfigDict:
             matching=1.0,
             joint=True,  # idempotence and tightness on the matched noise
             clamp=1.5,  # 0: no clamp
+            temperature=0.1,  # of transport
+            spread=0.0,  # see ign/transport.py
             # Values of a weight that are tried, one training for each and each seed.
-            grid=dict(reconstruction=(), idempotence=(), tightness=(), matching=(), clamp=()),
+            grid=dict(
+                reconstruction=(), idempotence=(), tightness=(), matching=(), clamp=(),
+                temperature=(), spread=(),
+            ),
         )
     )
     config.train = ConfigDict(
@@ -51,9 +56,13 @@ def get_config(variant: str = "") -> ConfigDict:
             tightness_start=0,
             tightness_warmup=500,
             input_noise=0.15,
-            pool=2,  # samples drawn for each real image
-            bank=1024,  # samples among which the nearest to each real image is sought
-            once=True,  # a sample is used for one image only
+            random_noise=False,  # uniform up to input_noise, for each image
+            target="nearest",  # or transport; see ign/matching.py, ign/transport.py
+            pool=2,  # samples drawn for each real image (nearest)
+            bank=1024,  # samples (and images, for transport) that are remembered
+            once=True,  # a sample is used for one image only (nearest)
+            balance=0,  # rounds of normalisation (transport)
+            slices=0,  # random directions of the spread
             ema_decay=0.99,
             decay_from=0.5,
             log_every=50,

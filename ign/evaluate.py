@@ -5,6 +5,7 @@ beside those of baselines (real images, the mean image, noise, an untrained netw
 and denoising autoencoders of the same size), and only all together describe a model.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -109,13 +110,8 @@ def idempotence(model: Model, z: np.ndarray, labels: np.ndarray | None = None, k
     of `|f^(k+1)(z) - f^k(z)| / |f(z) - z|` for k = 1, 2, ..., so it begins with `median`.
     """
 
-    def steps(z: jax.Array, *rest: jax.Array) -> jax.Array:
-        path = project.trajectory(model, z, k + 1, *rest)
-        moved = (path[1:] - path[:-1]).reshape(k + 1, z.shape[0], -1)
-        return jnp.linalg.norm(moved, axis=-1).T
-
     arrays = (z,) if labels is None else (z, labels)
-    moved = project.in_blocks(jax.jit(steps), *arrays)
+    moved = project.in_blocks(functools.partial(_moves, k + 1, model), *arrays)
     ratios = moved[:, 1:] / np.maximum(moved[:, :1], 1e-12)
     median, high = np.percentile(ratios[:, 0], [50, 95])
     return {
@@ -123,6 +119,15 @@ def idempotence(model: Model, z: np.ndarray, labels: np.ndarray | None = None, k
         "p95": float(high),
         "curve": np.median(ratios, axis=0).tolist(),
     }
+
+
+# The model is an argument, so that those of a population share one compilation.
+@functools.partial(jax.jit, static_argnums=0)
+def _moves(k: int, model: Model, z: jax.Array, *labels: jax.Array) -> jax.Array:
+    """How far each of `k` applications moves each noise, `[n, k]`."""
+    path = project.trajectory(model, z, k, *labels)
+    moved = (path[1:] - path[:-1]).reshape(k, z.shape[0], -1)
+    return jnp.linalg.norm(moved, axis=-1).T
 
 
 def restoration(
@@ -149,13 +154,12 @@ def restoration(
     todo |= corruptions.standard(images.shape[-1])
     named: dict[str, Restorer] = {"corrupted": lambda x, _: x, **restorers}
     given = np.zeros(len(images), np.int32) if labels is None else labels
-    compiled = {name: jax.jit(function) for name, function in named.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for index, (what, corrupt) in enumerate(todo.items()):
         key = jax.random.fold_in(jax.random.key(seed), index)
         spoilt = np.asarray(corrupt(jnp.asarray(images), key))
         found[what] = {}
-        for name, function in compiled.items():
+        for name, function in named.items():
             restored = project.in_blocks(function, spoilt, given)
             numbers = image_scores(restored, images)
             if labels is not None and judge is not None:

@@ -119,7 +119,7 @@ def shared_forward(
         + weights.tightness * clamped.mean()
     )
     if objective.use_matching:
-        m, pull_m = jax.vjp(lambda u: objective.metric(u, batch.images), outputs[-1])
+        m, pull_m = jax.vjp(lambda u: objective.metric(u, batch.drawn_to), outputs[-1])
         (m_bar,) = pull_m(jnp.full_like(m, 1.0 / size) * weights.matching)
         if objective.joint:
             cotangents[1] = y_bar + m_bar

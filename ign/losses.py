@@ -35,9 +35,10 @@ class Weights(struct.PyTreeNode):
 
     Attributes:
         reconstruction, idempotence, tightness: the paper's three.
-        matching: weight of the distance of each real image to its nearest generated one.
+        matching: weight of the distance of each matched image to its target.
         clamp: tightness is bounded by `clamp` times the example's reconstruction error; infinity
             turns the bound off.
+        temperature, spread: of `transport`.
     """
 
     reconstruction: jax.Array | float = 20.0
@@ -45,6 +46,8 @@ class Weights(struct.PyTreeNode):
     tightness: jax.Array | float = 2.5
     matching: jax.Array | float = 0.0
     clamp: jax.Array | float = 1.5
+    temperature: jax.Array | float = 0.1
+    spread: jax.Array | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Batch(NamedTuple):
         noise: like images.
         condition: labels or another pytree with leading axis `batch`; None for none. Image i and
             noise i share it.
-        matched: like noise: what is drawn towards each image, see `matching`; None without it.
+        matched: like noise: what is drawn towards a target, see `matching`; None without it.
+        target: like images: the targets; None is the images themselves.
     """
 
     images: jax.Array
@@ -91,6 +95,12 @@ class Batch(NamedTuple):
     noise: jax.Array
     condition: PyTree = None
     matched: jax.Array | None = None
+    target: jax.Array | None = None
+
+    @property
+    def drawn_to(self) -> jax.Array:
+        """The targets of the matched noise."""
+        return self.images if self.target is None else self.target
 
 
 def l1(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -188,7 +198,7 @@ def total(
     if objective.use_matching:
         matched = batch.noise if objective.joint else batch.matched
         assert matched is not None
-        m = objective.metric(apply(params, matched, batch.condition), batch.images)
+        m = objective.metric(apply(params, matched, batch.condition), batch.drawn_to)
         loss = loss + weights.matching * m.mean()
         terms["matching"] = m.mean()
     return loss, {"loss": loss, **terms}

@@ -24,18 +24,21 @@ class Bank(struct.PyTreeNode):
     """Samples that wait for an image.
 
     Attributes:
-        noise, images: `[places, ...]`, a noise and the image that was drawn from it.
+        noise, images: `[places, ...]`, a noise and the image that was drawn from it; a bank of
+            images alone has no noise.
         squares: `[places]`, the image's sum of squares; infinite where a place is empty or taken.
         labels: int32 `[places]` of a conditional network, else None.
     """
 
-    noise: jax.Array
+    noise: jax.Array | None
     images: jax.Array
     squares: jax.Array
     labels: jax.Array | None = None
 
 
-def make_bank(noise: jax.Array, images: jax.Array, labels: jax.Array | None = None) -> Bank:
+def make_bank(
+    noise: jax.Array | None, images: jax.Array, labels: jax.Array | None = None
+) -> Bank:
     """A bank of these samples."""
     squares = jnp.square(images).sum(axis=tuple(range(1, images.ndim)))
     return Bank(noise, images, squares, labels)
@@ -55,7 +58,7 @@ def refill(bank: Bank, fresh: Bank, step: jax.Array) -> Bank:
     Raises:
         ValueError: the places are no multiple of the fresh samples.
     """
-    places, count = bank.noise.shape[0], fresh.noise.shape[0]
+    places, count = bank.images.shape[0], fresh.images.shape[0]
     if places % count:
         raise ValueError(f"a bank of {places} is no multiple of the {count} samples of a step")
     start = (step % (places // count)) * count
@@ -66,8 +69,8 @@ def refill(bank: Bank, fresh: Bank, step: jax.Array) -> Bank:
 
 def choose(
     bank: Bank, images: jax.Array, labels: jax.Array | None = None, once: bool = False
-) -> tuple[jax.Array, Bank]:
-    """The noise whose image is nearest to each real image, `[batch, ...]`, and the bank after it.
+) -> tuple[jax.Array, jax.Array, Bank]:
+    """The nearest to each real image, noise and image `[batch, ...]`, and the bank after it.
 
     Images are compared by the sum of squares, whatever the metric of the loss: it needs one matrix
     product for all pairs, and no other pass over the bank. Nothing here carries gradient.
@@ -89,7 +92,8 @@ def choose(
         same = labels[:, None] == bank.labels[None, :]
         distances = jnp.where(same, distances, jnp.inf)
     chosen = jnp.argmin(distances, axis=1)
-    noise = bank.noise[chosen]
+    assert bank.noise is not None
+    noise, nearest = bank.noise[chosen], bank.images[chosen]
     if once:
         bank = bank.replace(squares=bank.squares.at[chosen].set(jnp.inf))
-    return noise, bank
+    return noise, nearest, bank

@@ -43,13 +43,16 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     }
     strangers = other_images(config, test, key)
     add_fid = fid(config.evaluate.inception, test)
+    compared = evaluate.restoration(
+        {name: restorer(other) for name, other in restorers.items()}, test, labels, judge
+    )
     for index, name in enumerate(probes["members"]):
         model = project.load(inputs["train"] / f"member{index}.safetensors")
         z = np.asarray(model.noise(key, count))
         asked = settings.drawn_labels(labels, model.config.classes, count)
-        found, drawn = member(
-            model, restorers, judge, test, labels, z, asked, strangers, add_fid
-        )
+        found, drawn = member(model, judge, test, labels, z, asked, strangers, add_fid)
+        for what, rows in found["restoration"].items():
+            rows |= {name: compared[what][name] for name in restorers}
         results["members"].append({"name": name, "final": probes["final"][index], **found})
         if index == 0:
             results["baselines"] = baseline_rows(
@@ -96,7 +99,6 @@ def _line(row: dict[str, Any]) -> str:
 
 def member(
     model: Model,
-    restorers: dict[str, Model],
     judge: Judge,
     test: np.ndarray,
     labels: np.ndarray | None,
@@ -125,18 +127,18 @@ def member(
         if asked is not None:
             found[name]["agreement"] = float(np.mean(judged.labels == asked))
     found["idempotence"] = evaluate.idempotence(model, z, asked)
-
-    def by(other: Model) -> evaluate.Restorer:
-        if other.config.classes:
-            return lambda x, given: other(x, given)
-        return lambda x, _: other(x)
-
-    functions = {"f": by(model)} | {name: by(other) for name, other in restorers.items()}
-    found["restoration"] = evaluate.restoration(functions, test, labels, judge)
+    found["restoration"] = evaluate.restoration({"f": restorer(model)}, test, labels, judge)
     found["detection"] = evaluate.detection(drift, test, {"f(z)": once, "noise z": z, **strangers})
     if not model.config.independent:
         found["mode_gap"] = evaluate.mode_gap(model, test, z)
     return found, once
+
+
+def restorer(model: Model) -> evaluate.Restorer:
+    """One application, compiled once for all models of an architecture."""
+    if model.config.classes:
+        return functools.partial(_apply, model)
+    return lambda images, _: _apply(model, images)
 
 
 def baseline_rows(

@@ -31,6 +31,7 @@ def net_config(config: ConfigDict, classes: int) -> NetConfig:
         width=c.width,
         latent=c.latent,
         hidden=c.hidden,
+        depth=c.depth,
         norm=c.norm,
         dropout=c.dropout,
         classes=classes if c.conditional else 0,
@@ -42,9 +43,13 @@ def recipe(config: ConfigDict) -> Recipe:
     c = config.train
     names = (
         "num_steps", "learning_rate", "clip_norm", "warmup", "tightness_start",
-        "tightness_warmup", "input_noise", "pool", "bank", "once", "ema_decay", "decay_from",
+        "tightness_warmup", "input_noise", "random_noise", "target", "pool", "bank", "once",
+        "balance", "slices", "ema_decay", "decay_from",
     )  # fmt: skip
-    return Recipe(betas=tuple(c.betas), **{name: c[name] for name in names})
+    try:
+        return Recipe(betas=tuple(c.betas), **{name: c[name] for name in names})
+    except ValueError as error:
+        raise ConfigError(f"config.train: {error}") from error
 
 
 def objective(config: ConfigDict) -> losses.Objective:
@@ -72,7 +77,7 @@ def _metric(name: str) -> losses.Metric:
 def weights(config: ConfigDict) -> losses.Weights:
     """From `config.loss`; a clamp of 0 is none."""
     c = config.loss
-    names = ("reconstruction", "idempotence", "tightness", "matching")
+    names = ("reconstruction", "idempotence", "tightness", "matching", "temperature", "spread")
     return losses.Weights(**{name: float(c[name]) for name in names}, clamp=_clamp(c.clamp))
 
 

@@ -17,7 +17,6 @@ from ign import (
     classifier,
     data,
     losses,
-    matching,
     models,
     noise,
     population,
@@ -158,17 +157,15 @@ def init_members(
     def one(key: jax.Array, own: losses.Weights) -> IgnState:
         key = rng.stream(key, "init")
         variables = models.init(models.build(net), key, net.shape, net.classes)
-        bank = None
-        if matched:
-            bank = matching.empty_bank(recipe.bank, net.shape, net.classes > 0)
-        return init_state(variables, recipe, own, spectrum, bank)
+        banks = recipe.empty_banks(net.shape, net.classes > 0) if matched else ()
+        return init_state(variables, recipe, own, spectrum, *banks)
 
     return jax.jit(jax.vmap(one))(keys, weights)
 
 
 def member_model(states: IgnState, index: int, net: models.NetConfig) -> project.Model:
     """One member of a population as a model, with averaged parameters where they are kept."""
-    states = states.replace(train=states.train.replace(opt_state=()), bank=None)
+    states = states.replace(train=states.train.replace(opt_state=()), bank=None, memory=None)
     state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[index])), states)
     return project.Model(state.variables(), state.spectrum, net)
 

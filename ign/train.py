@@ -12,10 +12,11 @@ import optax
 from flax import struct
 
 from common.train_state import TrainState
-from ign import gradients, matching, noise
+from ign import gradients, matching, noise, transport
 from ign.losses import Apply, Batch, Objective, Weights
 
 PyTree = Any
+TARGETS = ("nearest", "transport")
 
 
 class IgnState(struct.PyTreeNode):
@@ -26,7 +27,8 @@ class IgnState(struct.PyTreeNode):
         batch_stats: averages of batch normalisation, `{}` without it.
         weights: of the loss; one set for each model of a population.
         spectrum: statistics of the noise, or None for standard normal noise.
-        bank: samples that wait for an image, or None without matching.
+        bank: samples that wait for an image, or None without matching to the nearest.
+        memory: images and samples of the last batches, or None where `transport` has no part.
     """
 
     train: TrainState
@@ -34,6 +36,7 @@ class IgnState(struct.PyTreeNode):
     weights: Weights
     spectrum: noise.Spectrum | None
     bank: matching.Bank | None = None
+    memory: transport.Memory | None = None
 
     @property
     def params(self) -> PyTree:
@@ -57,9 +60,17 @@ class Recipe:
         tightness_warmup: steps over which it then rises to its weight, linearly.
         input_noise: deviation of noise added to the images before reconstruction, clipped to
             [-1, 1]; 0 reconstructs the images themselves.
-        pool: samples drawn for each real image of a batch where `objective.use_matching`.
-        bank: places of the bank in which they wait, a multiple of a step's samples.
-        once: whether a sample is drawn towards an image once only.
+        random_noise: each image's deviation is uniform between 0 and `input_noise`.
+        target: where `objective.use_matching`, what is drawn to what: "nearest", to each image the
+            nearest of many samples (`matching`), or "transport", each sample to images and from
+            other samples (`transport`).
+        pool: samples drawn for each real image of a batch, for "nearest".
+        bank: places of the bank in which they wait, and of the memory of `transport`: a multiple
+            of a step's samples.
+        once: whether a sample is drawn towards an image once only, for "nearest".
+        balance: rounds of normalisation, for "transport".
+        slices: random directions along which `weights.spread` times `transport.spread` is added to
+            the targets; 0 adds nothing.
         ema_decay: decay of the moving average of the parameters, 0 keeps none.
         decay_from: share of `num_steps` after which the learning rate falls linearly to 0; 1 keeps
             it constant, as published.
@@ -75,12 +86,31 @@ class Recipe:
     tightness_start: int = 0
     tightness_warmup: int = 0
     input_noise: float = 0.0
+    random_noise: bool = False
+    target: str = "nearest"
     pool: int = 1
     bank: int = 1024
     once: bool = False
+    balance: int = 0
+    slices: int = 0
     ema_decay: float = 0.0
     decay_from: float = 1.0
     shared: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"target is {self.target!r}, expected one of {TARGETS}")
+
+    def empty_banks(
+        self, shape: tuple[int, ...], conditional: bool = False
+    ) -> tuple[matching.Bank | None, transport.Memory | None]:
+        """Bank and memory of a state before the first step, for images of `shape`."""
+        bank = memory = None
+        if self.target == "nearest":
+            bank = matching.empty_bank(self.bank, shape, conditional)
+        if self.target == "transport" or self.slices:
+            memory = transport.empty_memory(self.bank, shape, conditional)
+        return bank, memory
 
     def schedule(self) -> optax.Schedule:
         """Learning rate of each step."""
@@ -108,11 +138,15 @@ def init_state(
     weights: Weights,
     spectrum: noise.Spectrum | None = None,
     bank: matching.Bank | None = None,
+    memory: transport.Memory | None = None,
 ) -> IgnState:
-    """The state before the first step, from the variables of `models.init`; `bank` for matching."""
+    """The state before the first step, from the variables of `models.init`.
+
+    `bank` and `memory` are for matching, see `Recipe.empty_banks`.
+    """
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), weights)
     state = TrainState.create(variables["params"], recipe.optimiser(), recipe.ema_decay or None)
-    return IgnState(state, variables.get("batch_stats", {}), weights, spectrum, bank)
+    return IgnState(state, variables.get("batch_stats", {}), weights, spectrum, bank, memory)
 
 
 def make_train_step(
@@ -144,10 +178,11 @@ def make_train_step(
             )
             return result[0]
 
-        bank = state.bank
+        bank, memory = state.bank, state.memory
         if objective.use_matching:
-            chosen, bank = _match(state, made, key, recipe, apply)
-            made = made._replace(**{"noise" if objective.joint else "matched": chosen})
+            chosen, target, bank, memory = _match(state, made, key, recipe, apply)
+            name = "noise" if objective.joint else "matched"
+            made = made._replace(**{name: chosen}, target=target)
         ramp = jnp.float32(1.0)
         if recipe.tightness_start or recipe.tightness_warmup:
             done = state.train.step.astype(jnp.float32) - recipe.tightness_start
@@ -158,7 +193,9 @@ def make_train_step(
         stats = state.batch_stats
         if jax.tree.leaves(stats):
             stats = _updated_statistics(net, state, made)
-        new = state.replace(train=state.train.apply_gradients(grads), batch_stats=stats, bank=bank)
+        new = state.replace(
+            train=state.train.apply_gradients(grads), batch_stats=stats, bank=bank, memory=memory
+        )
         return new, metrics
 
     return train_step
@@ -172,6 +209,9 @@ def make_batch(
     inputs = images
     if recipe.input_noise:
         added = recipe.input_noise * jax.random.normal(jax.random.fold_in(key, 0), images.shape)
+        if recipe.random_noise:
+            shape = (len(images), *(1,) * (images.ndim - 1))
+            added *= jax.random.uniform(jax.random.fold_in(key, 4), shape)
         inputs = jnp.clip(images + added, -1.0, 1.0)
     z = noise.sample(state.spectrum, jax.random.fold_in(key, 1), images.shape)
     return Batch(images, inputs, z, batch.get("label"))
@@ -179,25 +219,43 @@ def make_batch(
 
 def _match(
     state: IgnState, made: Batch, key: jax.Array, recipe: Recipe, apply: Apply
-) -> tuple[jax.Array, matching.Bank]:
-    """The noise matched to the batch's images, and the bank after it: draws, then chooses.
+) -> tuple[jax.Array, jax.Array, matching.Bank | None, transport.Memory | None]:
+    """The noise matched to targets, the targets, and bank and memory after it: draws, then chooses.
 
     Sample j of a conditional network is drawn for the label of image `j % batch`.
 
     Raises:
         ValueError: the state has no bank.
     """
-    if state.bank is None:
+    bank, memory = state.bank, state.memory
+    if (bank is None) == (recipe.target == "nearest"):
         raise ValueError("the matching term needs a state with a bank")
-    shape = (recipe.pool * made.images.shape[0], *made.images.shape[1:])
+    pool = recipe.pool if recipe.target == "nearest" else 1
+    shape = (pool * made.images.shape[0], *made.images.shape[1:])
     z = noise.sample(state.spectrum, jax.random.fold_in(key, 2), shape)
     labels = None
     if made.condition is not None:
-        labels = jnp.concatenate([made.condition] * recipe.pool)
+        labels = jnp.concatenate([made.condition] * pool)
     drawn = jax.lax.stop_gradient(apply(state.params, z, labels))
-    fresh = matching.make_bank(z, drawn, labels)
-    bank = matching.refill(state.bank, fresh, state.train.step)
-    return matching.choose(bank, made.images, made.condition, recipe.once)
+    step, images = state.train.step, made.images
+    if bank is not None:
+        bank = matching.refill(bank, matching.make_bank(z, drawn, labels), step)
+        chosen, moved, bank = matching.choose(bank, images, made.condition, recipe.once)
+        target = images
+        if memory is not None:
+            # As many samples as images, so that both sides of the memory have one pace.
+            few = drawn[: len(images)]
+            memory = transport.remember(memory, images, few, step, made.condition)
+    else:
+        assert memory is not None
+        chosen, moved = z, drawn
+        target, memory = transport.targets(
+            memory, images, drawn, state.weights.temperature, step, made.condition, recipe.balance
+        )
+    if memory is not None and recipe.slices:
+        directions = jax.random.fold_in(key, 5)
+        target += state.weights.spread * transport.spread(memory, moved, directions, recipe.slices)
+    return chosen, target, bank, memory
 
 
 def to_signed(images: jax.Array) -> jax.Array:

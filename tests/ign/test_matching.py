@@ -23,9 +23,10 @@ def rows_in(chosen, noise):
 def test_the_nearest_sample_is_chosen():
     bank = filled(18)
     x = jax.random.normal(jax.random.key(5), (6, 4))
-    chosen, after = matching.choose(bank, x)
+    chosen, images, after = matching.choose(bank, x)
     distances = np.linalg.norm(np.asarray(x)[:, None] - np.asarray(bank.images)[None], axis=-1)
     np.testing.assert_array_equal(chosen, np.asarray(bank.noise)[distances.argmin(axis=1)])
+    np.testing.assert_array_equal(images, np.asarray(bank.images)[distances.argmin(axis=1)])
     assert after is bank
 
 
@@ -34,7 +35,7 @@ def test_a_sample_is_taken_once():
     x = bank.images[:1] + 1e-3
     seen = []
     for _ in range(5):
-        chosen, bank = matching.choose(bank, x, once=True)
+        chosen, _, bank = matching.choose(bank, x, once=True)
         seen.append(int(rows_in(chosen, bank.noise)[0]))
     assert seen[0] == 0 and len(set(seen)) == 5
 
@@ -42,7 +43,7 @@ def test_a_sample_is_taken_once():
 def test_samples_of_other_labels_do_not_compete():
     bank = filled(18, labels=jnp.arange(18) % 3)
     labels = jnp.array([0, 1, 2, 2])
-    chosen, _ = matching.choose(bank, jax.random.normal(jax.random.key(5), (4, 4)), labels)
+    chosen, _, _ = matching.choose(bank, jax.random.normal(jax.random.key(5), (4, 4)), labels)
     np.testing.assert_array_equal(rows_in(chosen, bank.noise) % 3, labels)
 
 
@@ -52,7 +53,7 @@ def test_refilling_replaces_the_oldest_and_empty_places_are_never_chosen():
         fresh = filled(2, labels=jnp.full(2, step), seed=step)
         bank = matching.refill(bank, fresh, jnp.int32(step))
         if step == 0:
-            chosen, _ = matching.choose(bank, jax.random.normal(jax.random.key(9), (50, 4)))
+            chosen, _, _ = matching.choose(bank, jax.random.normal(jax.random.key(9), (50, 4)))
             assert set(rows_in(chosen, bank.noise)) == {0, 1}
     np.testing.assert_array_equal(bank.labels, [3, 3, 1, 1, 2, 2])
     np.testing.assert_array_equal(bank.images[2:4], filled(2, seed=1).images)

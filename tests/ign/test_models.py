@@ -131,3 +131,41 @@ def test_mistakes(changes, message):
         models.NetConfig(**changes)
     with pytest.raises(ValueError, match="no conditional form"):
         models.Perceptron((4,)).init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize("members", [0, 3])
+def test_the_grid_convolution_is_a_product_of_matrices_elsewhere(members, monkeypatch):
+    layer = models.GridConv(5)
+    shape = (members, 2, 4, 6, 3) if members else (2, 4, 6, 3)
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    def outputs():
+        def one(key, x):
+            params = layer.init(key, x)
+            return layer.apply(params, x), jax.grad(
+                lambda p: jnp.sin(layer.apply(p, x)).sum())(params)
+
+        if members:
+            return jax.vmap(one)(jax.random.split(jax.random.key(1), members), x)
+        return one(jax.random.key(1), x)
+
+    convolved = outputs()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    multiplied = outputs()
+    for a, b in zip(*map(jax.tree.leaves, (convolved, multiplied)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_deeper_patch_networks_add_layers_to_what_they_are_given():
+    config, net, variables = build(kind="patch", hidden=16, depth=3)
+    params = variables["params"]
+    assert {"encode_hidden", "encode_hidden1", "encode_hidden2", "decode_hidden2"} < set(params)
+    x = jax.random.normal(jax.random.key(1), (2, *config.shape))
+    zero = {n: jax.tree.map(jnp.zeros_like, p) if n[-1] in "12" and "hidden" in n else p
+            for n, p in params.items()}
+    shallow = models.build(models.NetConfig(**{**vars(config), "depth": 1}))
+    same = {n: p for n, p in params.items() if not (n[-1] in "12" and "hidden" in n)}
+    np.testing.assert_allclose(
+        net.apply({"params": zero}, x), shallow.apply({"params": same}, x), atol=1e-6
+    )
+    assert np.abs(net.apply(variables, x) - shallow.apply({"params": same}, x)).max() > 1e-3
