@@ -17,7 +17,7 @@ EXTRAS = {
     ],
     "rosetta": ["huggingface_hub>=1"],
     # Scenes with ground truth for keypoints, rendered by MuJoCo.
-    "sim": ["dm-control>=1.0.28", "mujoco>=3.3"],
+    "sim": ["dm-control>=1.0.28", "mujoco>=3.3,<4"],
 }
 # Oracles and tools of the test suite; torch is pinned because parity tests compare with it.
 EXTRAS["test"] = [

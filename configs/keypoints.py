@@ -7,7 +7,8 @@ Cost and numbers: keypoints/README.md.
 Variants: smoke (CI); rodent, humanoid, fly (MuJoCo's, extra `sim`); pose2sim (a real person before
           four cameras); folder (your own videos: --config.data.path, --config.data.calibration);
           rat7m, human36m (your copies of these, see the files in keypoints/);
-          gpu (128 pixels, 64^3 voxels); published (the paper's sizes and objective, also for one).
+          rodent_gpu (128 pixels, 32^3 voxels, minutes of an accelerator); gpu (128 pixels, 64^3
+          voxels); published (the paper's sizes and objective, also for one).
 """
 
 from ml_collections import ConfigDict
@@ -125,9 +126,9 @@ _CHANGES: dict[str, dict] = {
         split=dict(gap_seconds=0.2),
         evaluate=dict(by_views=False),
     ),
-    "rodent": dict(data=dict(source="rodent", subjects=4, frames=400)),
-    "humanoid": dict(data=dict(source="humanoid", subjects=4, frames=400)),
-    "fly": dict(data=dict(source="fly", subjects=4, frames=400)),
+    "rodent": dict(data=dict(source="rodent", subjects=4, frames=400, rate=10.0)),
+    "humanoid": dict(data=dict(source="humanoid", subjects=4, frames=400, rate=10.0)),
+    "fly": dict(data=dict(source="fly", subjects=4, frames=400, rate=10.0)),
     "pose2sim": dict(
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
@@ -159,6 +160,19 @@ _CHANGES: dict[str, dict] = {
         ),
         baseline=dict(num_steps=12_000),
         supervised=dict(num_steps=6000, warmup=300),
+    ),
+    "rodent_gpu": dict(
+        data=dict(source="rodent", subjects=4, frames=400, rate=10.0, size=128),
+        model=dict(
+            keypoints=20, voxels=32, encoder=(24, 48, 64, 96), pyramid=48, volume=(16, 48, 96),
+            decoder=(96, 64, 48, 32),
+        ),
+        train=dict(
+            num_steps=1000, batch_size=8, warmup=60, length_start=375, length_ramp=250,
+            checkpoint_every=1000,
+        ),
+        baseline=dict(num_steps=1000),
+        supervised=dict(num_steps=1000, warmup=60),
     ),
     "published": dict(
         data=dict(size=256),

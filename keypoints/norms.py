@@ -1,4 +1,4 @@
-"""Group normalisation whose sums are matrix products: stateless, fast on a CPU, any rank."""
+"""Group normalisation, stateless, of any rank; on a CPU its sums are matrix products."""
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,8 @@ class GroupNorm(nn.Module):
     """Normalises each example over positions and over groups of `size` channels (Wu and He, 2018).
 
     `[batch, ..., channels]`, statistics in float32. An example's result does not depend on the
-    others of its batch, in training and evaluation alike. Sums over positions are products with
-    ones, which XLA computes many times faster on a CPU than a reduction over these axes.
+    others of its batch, in training and evaluation alike. On a CPU sums over positions are products
+    with ones, which XLA computes many times faster there than a reduction over these axes.
 
     Attributes:
         size: channels of a group; fewer where the channels are not a multiple of it.
@@ -30,7 +30,10 @@ class GroupNorm(nn.Module):
         ones = jnp.full((1, flat.shape[1]), 1.0 / flat.shape[1], jnp.float32)
 
         def average(values: jax.Array) -> jax.Array:  # [batch, channels], equal within a group
-            own = jnp.einsum("op,npc->nc", ones, values, precision="highest")
+            if jax.default_backend() == "cpu":
+                own = jnp.einsum("op,npc->nc", ones, values, precision="highest")
+            else:  # there a product with one row is slow and a reduction fuses
+                own = values.mean(axis=1)
             groups = own.reshape(x.shape[0], -1, size).mean(axis=-1, keepdims=True)
             return jnp.broadcast_to(groups, (x.shape[0], channels // size, size)).reshape(own.shape)
 

@@ -1,9 +1,12 @@
 """MuJoCo's creatures: what is filmed lies where the cameras say (needs the extra `sim`)."""
 
+import os
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses when it is imported
 pytest.importorskip("mujoco", reason="extra sim")
 pytest.importorskip("dm_control", reason="extra sim")
 
