@@ -1,11 +1,13 @@
 """Training steps of keypoint discovery per second, here and in plain PyTorch.
 
     python benchmarks/keypoints_step.py [--steps 3] [--rounds 3] [--voxels 24] [--pairs 4]
+        [--variant gpu] [--device cuda]
 
-The same network, optimiser and published losses at the sizes of `configs/keypoints.py`. PyTorch is
+The same network, optimiser and published losses at the sizes of `configs/keypoints.py`, or of one
+of its variants. PyTorch is
 written as the method reads: one `grid_sample` for each view, `conv3d`, `ConvTranspose3d`, group
 norms. The two take turns on the same images, and the median of the rounds is printed. Compilation
-is excluded.
+is excluded. On a GPU both multiply by TensorFloat-32 (see timing.py).
 """
 
 import argparse
@@ -16,12 +18,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 import torch
 from torch import nn
 from torch.nn import functional
 
-from common import xla_flags
-from keypoints import data, models, train, volume
+from configs import keypoints as keypoints_config
+from keypoints import build, data, models, train, volume
 from keypoints.models import KeypointNet, ModelConfig
 
 
@@ -91,9 +94,12 @@ class TorchNet(nn.Module):
         self.head = nn.Sequential(
             nn.Conv2d(p, p, 3, 1, 1, bias=False), norm(p), nn.ReLU(), nn.Conv2d(p, c.features, 1))
         self.v2v = TorchV2V(c)
-        widths = (c.encoder[-1], *c.decoder[:-1])
+        # With a map of either frame, unless the width of its lines is 0.
+        widths = [
+            a + 2 * (sigma > 0)
+            for a, sigma in zip((c.encoder[-1], *c.decoder[:-1]), c.sigmas, strict=True)]
         self.decoder = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a + 2, b, 3, 1, 1, bias=False), norm(b), nn.ReLU())
+            nn.Sequential(nn.Conv2d(a, b, 3, 1, 1, bias=False), norm(b), nn.ReLU())
             for a, b in zip(widths, c.decoder, strict=True))
         last = c.decoder[-1]
         self.final = nn.Sequential(
@@ -145,8 +151,10 @@ class TorchNet(nn.Module):
         for level, sigma in enumerate(c.sigmas):
             if level:
                 x = functional.interpolate(x, scale_factor=2, mode="bilinear")
-            drawn = torch.stack([self.draw(half, x.shape[-2:], sigma) for half in place], 1)
-            x = self.decoder[level](torch.cat([x, drawn], 1))
+            if sigma:
+                drawn = torch.stack([self.draw(half, x.shape[-2:], sigma) for half in place], 1)
+                x = torch.cat([x, drawn], 1)
+            x = self.decoder[level](x)
         change = self.final(x)[:, 0].unflatten(0, (frames // 2, views))
         return points, change
 
@@ -202,9 +210,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("steps", 3), ("rounds", 3), ("voxels", 24), ("pairs", 4), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--variant", default="", help="sets voxels, pairs, size and all widths")
+    timing.add_device(parser)
     options = parser.parse_args()
-    xla_flags.prepare()  # as launch.py does
+    timing.prepare(options.device)
     config = ModelConfig(voxels=options.voxels, sigmas=(0.3, 0.2, 0.1, 0.06))
+    if options.variant:
+        chosen = keypoints_config.get_config(options.variant)
+        config, options.size = build.model_config(chosen), chosen.data.size
+        options.voxels, options.pairs = config.voxels, chosen.train.batch_size
     rig = data.ring(4, options.size, (0.0, 0.0, 60.0), 750.0)
     cube = volume.from_frustums(rig.cameras)
     cameras = cube.cameras(rig.cameras)
@@ -221,8 +235,7 @@ def main() -> None:
     compiled = step.lower(state, batch, jax.random.key(0)).compile()
     held = [state]
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_device(device)
+    torch.set_default_device(options.device)
     fields = ("matrix", "distortion", "rotation", "translation", "size")
     tensors = {
         n: torch.tensor(np.asarray(getattr(cameras, n)), dtype=torch.float32) for n in fields}
@@ -240,15 +253,15 @@ def main() -> None:
     def run_torch() -> float:
         for _ in range(options.steps):
             loss = torch_step(net, adam, first, second, running, recipe)
-        return float(loss)
+        return loss.item()
 
     sizes = [sum(x.size for x in jax.tree.leaves(params)), sum(p.numel() for p in net.parameters())]
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
     print(f"{shape}, {options.voxels}^3 voxels; parameters here {sizes[0]}, PyTorch {sizes[1]}")
-    print(f"jax on {jax.devices()[0].device_kind}; torch on {device}, {torch.get_num_threads()}"
-          f" threads; {memory:.0f} MiB of temporaries here")
+    print(f"{timing.devices(options.device)}; {memory:.0f} MiB of temporaries here")
     runs = {"here": run_here, "PyTorch": run_torch}
     times: dict[str, list[float]] = {name: [] for name in runs}
+    timing.my_turn()
     for round_ in range(options.rounds + 1):
         for name, function in runs.items():
             start = time.perf_counter()
@@ -256,7 +269,8 @@ def main() -> None:
             if round_:  # the first warms up
                 times[name].append((time.perf_counter() - start) / options.steps)
     for name, values in times.items():
-        print(f"  {name}: {statistics.median(values):.3f} s a step (median of {len(values)})")
+        print(f"  {name}: {statistics.median(values):.4f} s a step (median of {len(values)})")
+    timing.print_memory(options.device)
 
 
 if __name__ == "__main__":

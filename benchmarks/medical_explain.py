@@ -1,11 +1,12 @@
 """Explanations per second, here and with captum on the same network.
 
-    python benchmarks/medical_explain.py [--size 64] [--batch 32] [--rounds 5]
+    python benchmarks/medical_explain.py [--size 64] [--batch 32] [--rounds 5] [--device cuda]
 
 The network is the small classifier of configs/medxgan.py with the same weights in both. captum runs
 in PyTorch; here one jitted call explains the batch. They take turns and the median of the rounds is
 printed; compilation and a first call are excluded. The largest difference of the maps stands beside
-it, so that it is known that both compute the same.
+it, so that it is known that both compute the same. On a GPU both multiply by TensorFloat-32 (see
+timing.py), except for that difference.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 import torch
 from torch import nn
 
-from common import xla_flags
 from medical.explain import grad_cam, gradients, occlusion
 from medical.medxgan import models
 
@@ -62,15 +63,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    timing.add_device(parser)
     options = parser.parse_args()
-    xla_flags.prepare()
+    timing.prepare(options.device)
     net = models.Classifier(WIDTHS)
     shape = (options.batch, options.size, options.size, 1)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     variables = net.init(jax.random.key(0), jnp.asarray(images))
-    theirs = TorchNet(variables["params"]).eval()
+    theirs = TorchNet(variables["params"]).eval().to(options.device)
     here = jnp.asarray(images)
-    there = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    there = torch.tensor(images.transpose(0, 3, 1, 2), device=options.device)
     window = options.size // 8
 
     def score(x: jax.Array) -> jax.Array:
@@ -101,21 +103,32 @@ def main() -> None:
             lambda: hide.attribute(there, (1, window, window), (1, window // 2, window // 2),
                                    0.0, target=1)),
     }
-    print(f"{options.batch} images of {options.size} x {options.size}, {jax.devices()[0]}")
+    print(f"{options.batch} images of {options.size} x {options.size}; "
+          f"{timing.devices(options.device)}")
     print(f"{'method':34} {'here, 1/s':>11} {'captum, 1/s':>12} {'ratio':>7} {'difference':>11}")
+    differences = {}
     for name, (ours, captum) in methods.items():
-        mine, other = np.asarray(ours(here)), captum().detach().numpy().transpose(0, 2, 3, 1)
-        difference = np.abs(mine.reshape(other.shape) - other).max()
+        with timing.exact():
+            mine = np.asarray(ours(here))
+            other = captum().detach().cpu().numpy().transpose(0, 2, 3, 1)
+        differences[name] = np.abs(mine.reshape(other.shape) - other).max()
+        jax.block_until_ready(ours(here)), captum()  # compiles, warms up
+    timing.wait(options.device)
+    timing.my_turn()
+    for name, (ours, captum) in methods.items():
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(options.rounds):
             start = time.perf_counter()
             jax.block_until_ready(ours(here))
             middle = time.perf_counter()
             captum()
+            timing.wait(options.device)
             times[0].append(middle - start)
             times[1].append(time.perf_counter() - middle)
         first, second = (options.batch / statistics.median(t) for t in times)
-        print(f"{name:34} {first:11.1f} {second:12.1f} {first / second:7.2f} {difference:11.1e}")
+        print(f"{name:34} {first:11.1f} {second:12.1f} {first / second:7.2f} "
+              f"{differences[name]:11.1e}")
+    timing.print_memory(options.device)
 
 
 if __name__ == "__main__":

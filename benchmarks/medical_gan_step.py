@@ -1,13 +1,15 @@
 """Seconds a training step of medXGAN takes, here and in PyTorch, on the published networks.
 
     python benchmarks/medical_gan_step.py [--share 0.25] [--batch 16] [--steps 5] [--rounds 3]
+        [--device cuda]
 
 Both have the networks of the brain experiment (64 pixels, `share` of the published widths), the
 published losses, Adam, and the same first weights of generator, discriminator and classifier. A
 step updates the discriminator, then the generator, as the released code does. The programs take
 turns; the median of the rounds is printed, without compilation and a first step. Dropout and codes
 are drawn by each on its own, so that losses agree only in size; that both networks are the same is
-checked first, by the images of one code and the discriminator's judgement of them.
+checked first, by the images of one code and the discriminator's judgement of them. On a GPU both
+multiply by TensorFloat-32 (see timing.py), except in that check.
 """
 
 import argparse
@@ -17,10 +19,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 import torch
 from torch import nn
 
-from common import xla_flags
 from medical.medxgan import losses, models, train
 
 LATENT = (1000, 100)
@@ -114,8 +116,8 @@ def torch_step(nets: tuple, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Discriminator, then generator, with the published losses (double softmax)."""
     generator, judge, classifier, optimisers = nets
     bce = nn.functional.binary_cross_entropy_with_logits
-    z1 = torch.randn(len(images), LATENT[0])
-    z2 = torch.randn(len(images), LATENT[1]) * labels[:, None]
+    z1 = torch.randn(len(images), LATENT[0], device=images.device)
+    z2 = torch.randn(len(images), LATENT[1], device=images.device) * labels[:, None]
     fakes = generator(torch.cat([z1, z2], 1))
     real, fake = judge(images), judge(fakes.detach())
     loss = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
@@ -136,8 +138,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
+    timing.add_device(parser)
     options = parser.parse_args()
-    xla_flags.prepare()
+    timing.prepare(options.device)
 
     def widths(*full: int) -> tuple[int, ...]:
         return tuple(max(round(options.share * width), 1) for width in full)
@@ -152,18 +155,22 @@ def main() -> None:
     frozen = nets.classifier.init(jax.random.key(0), jnp.asarray(images))
     state = train.init(nets, train.Recipe(), frozen, jnp.asarray(images), jax.random.key(1))
     made, judged = state.generator.params["generator"], state.discriminator.params
-    there = Generator(made), Discriminator(judged), Classifier(frozen["params"])
+    there = tuple(net.to(options.device) for net in (
+        Generator(made), Discriminator(judged), Classifier(frozen["params"])))
     adam = tuple(torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in there[:2])
-    difference(nets, state, there, random)
+    with timing.exact():
+        difference(nets, state, there, random, options.device)
 
     step = jax.jit(train.make_train_step(nets, losses.Objective(class_form="double_softmax")))
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    other = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    marks = torch.from_numpy(labels.astype(np.int64))
+    other = torch.tensor(images.transpose(0, 3, 1, 2), device=options.device)
+    marks = torch.tensor(labels, dtype=torch.int64, device=options.device)
     start = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch, jax.random.key(2)))
     compiled = time.perf_counter() - start
     torch_step((*there, adam), other, marks)
+    timing.wait(options.device)
+    timing.my_turn()
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(options.rounds):
         start = time.perf_counter()
@@ -173,18 +180,20 @@ def main() -> None:
         middle = time.perf_counter()
         for _ in range(options.steps):
             torch_step((*there, adam), other, marks)
+        timing.wait(options.device)
         times[0].append((middle - start) / options.steps)
         times[1].append((time.perf_counter() - middle) / options.steps)
     here, peer = (statistics.median(each) for each in times)
     count = sum(leaf.size for leaf in jax.tree.leaves((made, judged))) / 1e6
     print(f"published networks at {options.share:g} of their widths ({count:.2f} million "
-          f"parameters), batch of {options.batch}, {jax.devices()[0]}")
-    print(f"here {1e3 * here:.0f} ms a step (compiled in {compiled:.0f} s), PyTorch "
-          f"{torch.__version__} {1e3 * peer:.0f} ms; PyTorch takes {peer / here:.2f} times as long")
+          f"parameters), batch of {options.batch}; {timing.devices(options.device)}")
+    print(f"here {1e3 * here:.2f} ms a step (compiled in {compiled:.0f} s), PyTorch "
+          f"{1e3 * peer:.2f} ms; PyTorch takes {peer / here:.2f} times as long")
+    timing.print_memory(options.device)
 
 
-def difference(nets: train.Nets, state: train.GanState, there: tuple, random: np.random.Generator
-               ) -> None:
+def difference(nets: train.Nets, state: train.GanState, there: tuple, random: np.random.Generator,
+               device: str) -> None:
     """Prints how far the two programs' networks are apart on the same input, as they are used."""
     z = random.normal(size=(2, sum(LATENT))).astype(np.float32)
     drawn = nets.generator.apply(state.generator_variables(), z[:, : LATENT[0]], z[:, LATENT[0] :])
@@ -193,11 +202,11 @@ def difference(nets: train.Nets, state: train.GanState, there: tuple, random: np
     for net in there[:2]:
         net.eval()
     with torch.no_grad():
-        other = there[0](torch.from_numpy(z))
-        opinion = there[1](other).numpy()
+        other = there[0](torch.tensor(z, device=device))
+        opinion = there[1](other).cpu().numpy()
     for net in there[:2]:
         net.train()
-    images = np.abs(np.asarray(drawn) - other.numpy().transpose(0, 2, 3, 1)).max()
+    images = np.abs(np.asarray(drawn) - other.cpu().numpy().transpose(0, 2, 3, 1)).max()
     print(f"largest difference of the same images: {images:.1e}, of the judgement: "
           f"{np.abs(np.asarray(judged) - opinion).max():.1e}")
 

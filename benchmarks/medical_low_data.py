@@ -2,11 +2,12 @@
 
     python benchmarks/medical_low_data.py [--trials 8] [--steps 10] [--method acgan] [--rounds 3]
 
-The same trials (their own images, seeds and networks) are trained three ways: all at once
-(`vmap`), one after another inside one program (`map`, what "auto" takes on a CPU), and by a loop
-in Python that calls the compiled program of one trial, as a script over seeds would. Batches lie
-on the device in all three. They take turns; the median of the rounds is printed, without
-compilation, and the largest difference of the trained parameters.
+The same trials (their own images, seeds and networks) are trained four ways: all at once with
+convolutions as matrix products (`vmap`, the default) and with ordinary ones, which become grouped
+(`grouped`); one after another inside one program (`map`); and by a loop in Python that calls the
+compiled program of one trial, as a script over seeds would. Batches lie on the device in all. They
+take turns; the median of the rounds is printed, without compilation, and the largest difference of
+the trained parameters.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
-from common import xla_flags
 from medical.acgan import methods, models, population
 
 CLASSES = 10
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs=3, default=(16, 32, 64))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    xla_flags.prepare()
+    timing.prepare()
     method = methods.METHODS[options.method]
     generator = models.Generator(tuple(options.widths)[::-1], CLASSES)
     discriminator = models.Discriminator(tuple(options.widths), CLASSES)
@@ -42,8 +43,11 @@ def main() -> None:
         generator, discriminator, recipe, jnp.zeros((1, 28, 28, 1)), seeds, jax.random.key(0), 1)
     )(batch["trial"]["seed"])
     key = jax.random.key(1)
-    programs = {mode: jax.jit(population.make_chunk(
-        generator, discriminator, method, recipe, schedule, mode)) for mode in ("vmap", "map")}
+    products = generator.clone(products=True), discriminator.clone(products=True)
+    plain = generator, discriminator
+    programs = {name: jax.jit(population.make_chunk(*nets, method, recipe, schedule, mode))
+                for name, nets, mode in (("vmap", products, "vmap"), ("grouped", plain, "vmap"),
+                                         ("map", plain, "map"))}
     single = programs["map"]
 
     def one(index: int) -> population.Population:
@@ -55,26 +59,30 @@ def main() -> None:
         parts = [one(index) for index in range(options.trials)]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    runs = {"vmap": lambda: programs["vmap"](state, batch, key)[0],
-            "map": lambda: programs["map"](state, batch, key)[0], "loop": loop}
+    runs = {name: lambda program=program: program(state, batch, key)[0]
+            for name, program in programs.items()}
+    runs["loop"] = loop
     times: dict[str, list[float]] = {name: [] for name in runs}
     results = {}
     for turn in range(options.rounds + 1):
+        if turn == 1:
+            timing.my_turn()
         for name, run in runs.items():
             start = time.perf_counter()
             results[name] = jax.block_until_ready(run())
             if turn:  # the first compiles
                 times[name].append(time.perf_counter() - start)
     print(f"{options.trials} trials of {options.method}, {options.steps} steps of 50 images and a "
-          f"validation, {jax.devices()[0]}")
-    print(f"{'':6} {'seconds':>9} {'trial steps, 1/s':>17} {'difference':>11}")
+          f"validation, jax {jax.__version__} on {jax.devices()[0].device_kind}")
+    print(f"{'':7} {'seconds':>9} {'trial steps, 1/s':>17} {'difference':>11}")
     for name, values in times.items():
         seconds = statistics.median(values)
         apart = max(jax.tree.leaves(jax.tree.map(
             lambda a, b: float(jnp.abs(a - b).max()), results[name].params,
             results["loop"].params)))
         rate = options.trials * options.steps / seconds
-        print(f"{name:6} {seconds:9.2f} {rate:17.1f} {apart:11.1e}")
+        print(f"{name:7} {seconds:9.2f} {rate:17.1f} {apart:11.1e}")
+    timing.print_memory()
 
 
 def data(trials: int) -> dict:

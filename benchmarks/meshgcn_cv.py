@@ -1,6 +1,7 @@
 """Monte Carlo cross-validation as one program, against loops over trials in PyTorch.
 
     python benchmarks/meshgcn_cv.py [--trials 25] [--epochs 2] [--route gather] [--at_once 1]
+        [--device cuda]
 
 All train the network of configs/meshgcn.py (without dropout) with AdamW on the same synthetic scans
 and splits, evaluate the validation scans after every epoch and all scans at the end. The rivals
@@ -9,7 +10,8 @@ and with torch_geometric's ChebConv. Before anything is timed all networks get t
 must give the same logits. Rivals run `--csr_trials` and `--geometric_trials` trials; their times
 are scaled to all trials, which take equally long. This project's time is given with and without
 compilation; wall and CPU seconds of the process. With --threads 1 run it on one core
-(`taskset -c 1`) and set XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
+(`taskset -c 1`) and set XLA_FLAGS=--xla_cpu_multi_thread_eigen=false. On a GPU (--at_once 25) all
+multiply by TensorFloat-32 (see timing.py), except in the comparison of logits.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 import torch
 from torch import nn
 
@@ -27,14 +30,14 @@ from meshgcn import context, evaluate, operators, train
 from meshgcn.operators import Operator
 
 
-def as_torch(operator: Operator, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+def as_torch(operator: Operator, columns: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator and its transpose as sparse CSR tensors."""
     matrix = operators.to_matrix(operator, columns)
     found = []
     for one in (matrix, matrix.T.tocsr()):
         parts = (torch.tensor(one.indptr), torch.tensor(one.indices))
         data = torch.tensor(one.data, dtype=torch.float32)
-        found.append(torch.sparse_csr_tensor(*parts, data, one.shape))
+        found.append(torch.sparse_csr_tensor(*parts, data, one.shape).to(device))
     return found[0], found[1]
 
 
@@ -140,7 +143,7 @@ class Net(nn.Module):
 
 def torch_trial(x, label, role, recipe, net) -> np.ndarray:
     """One trial; the difference of the logits of all scans."""
-    rows = [torch.tensor(np.flatnonzero(role == part)) for part in (0, 1)]
+    rows = [torch.tensor(np.flatnonzero(role == part), device=x.device) for part in (0, 1)]
     mean, sd = x[rows[0]].mean(0), x[rows[0]].std(0, correction=0)
     x = (x - mean) * torch.where(sd > 1e-5, 1 / sd, 0.0)
     rate = recipe.learning_rate
@@ -151,7 +154,7 @@ def torch_trial(x, label, role, recipe, net) -> np.ndarray:
     )
     for _ in range(recipe.epochs):
         net.train()
-        order = rows[0][torch.randperm(len(rows[0]))]
+        order = rows[0][torch.randperm(len(rows[0]), device=x.device)]
         for step in range(steps):
             chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
             optimiser.zero_grad()
@@ -164,7 +167,7 @@ def torch_trial(x, label, role, recipe, net) -> np.ndarray:
             for part in rows[1].split(recipe.eval_batch):
                 nn.functional.cross_entropy(net(x[part]), label[part])
     with torch.no_grad():
-        logits = torch.cat([net(part) for part in x.split(recipe.eval_batch)]).numpy()
+        logits = torch.cat([net(part) for part in x.split(recipe.eval_batch)]).cpu().numpy()
     return logits[:, 1] - logits[:, 0]
 
 
@@ -186,8 +189,10 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=400)
     parser.add_argument("--template", default="fsaverage4")
     parser.add_argument("--threads", type=int, default=1)
+    timing.add_device(parser)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    device = options.device
+    timing.prepare(device, options.threads)
     config = meshgcn_config.get_config()
     config.mesh.template = options.template
     config.cohort.people.subjects = options.subjects
@@ -198,27 +203,30 @@ def main() -> None:
     found = context.scans(config, context.conditions(config)[1])
     roles = context.roles_of(config, found, options.trials)
     labels, x = np.tile(found.label, (options.trials, 1)), jnp.asarray(found.x)
-    scans, classes = torch.tensor(found.x), torch.tensor(found.label, dtype=torch.int64)
+    scans = torch.tensor(found.x, device=device)
+    classes = torch.tensor(found.label, dtype=torch.int64, device=device)
 
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
     torch_levels = []
     for operator in levels.convolutions:
         matrix = operators.to_matrix(operator, operator.rows).tocoo()
-        edges = torch.tensor(np.stack([matrix.row, matrix.col]), dtype=torch.int64)
-        torch_levels.append({"pair": as_torch(operator, operator.rows), "edges": edges})
-    pool = as_torch(levels.pools[0], len(brain.mesh))
-    regions = as_torch(levels.regions[1], levels.convolutions[1].rows)
+        edges = torch.tensor(np.stack([matrix.row, matrix.col]), dtype=torch.int64, device=device)
+        pair = as_torch(operator, operator.rows, device)
+        torch_levels.append({"pair": pair, "edges": edges})
+    pool = as_torch(levels.pools[0], len(brain.mesh), device)
+    regions = as_torch(levels.regions[1], levels.convolutions[1].rows, device)
     variables = net.init(jax.random.key(0), x[:1], levels)
 
     def rival(conv):
         settings = (config.network, torch_levels, pool, regions, x.shape[2], variables)
-        return Net(conv, *settings)
+        return Net(conv, *settings).to(device)
 
-    expected = np.asarray(net.apply(variables, x[:4], levels))
+    with timing.exact():
+        expected = np.asarray(net.apply(variables, x[:4], levels))
     for conv in (CsrConv, GeometricConv):
-        with torch.no_grad():
-            difference = np.abs(rival(conv).eval()(scans[:4]).numpy() - expected).max()
+        with torch.no_grad(), timing.exact():
+            difference = np.abs(rival(conv).eval()(scans[:4]).cpu().numpy() - expected).max()
         if difference > 1e-4:
             raise SystemExit(f"{conv.__name__}: logits differ by {difference:.1e}")
 
@@ -241,8 +249,10 @@ def main() -> None:
     counts = [min(n, options.trials) for n in (options.csr_trials, options.geometric_trials)]
     print(
         f"{options.trials} trials, {options.epochs} epochs, {len(found.x)} scans of "
-        f"{found.x.shape[1]} vertices, route {options.route}, {options.at_once} at once"
+        f"{found.x.shape[1]} vertices, route {options.route}, {options.at_once} at once; "
+        f"{timing.devices(device)}"
     )
+    timing.my_turn()
     print("| | wall, s | CPU, s | trials run | mean test AUC |\n|---|---|---|---|---|", flush=True)
     taken = []
     for name, count, function in (
@@ -253,7 +263,7 @@ def main() -> None:
     ):
         wall, cpu, scores = timed(function)
         taken.append(np.array([wall, cpu]) * options.trials / count)
-        cells = f"{taken[-1][0]:.1f} | {taken[-1][1]:.1f} | {count} | {area(scores):.3f}"
+        cells = f"{taken[-1][0]:.2f} | {taken[-1][1]:.2f} | {count} | {area(scores):.3f}"
         print(f"| {name} | {cells} |", flush=True)
     for name, times in (("CSR by hand", taken[2]), ("torch_geometric", taken[3])):
         first, warm = times / taken[0], times / taken[1]
@@ -261,6 +271,7 @@ def main() -> None:
             f"{name}: {warm[0]:.2f} times as long (CPU {warm[1]:.2f}), "
             f"{first[0]:.2f} with compilation (CPU {first[1]:.2f})"
         )
+    timing.print_memory(device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Mining beside a straight PyTorch port of the published algorithm, on the same tensors.
 
     python benchmarks/rosetta_mining.py [--pair dcgan-lite0] [--images 8] [--threads 2]
-    python benchmarks/rosetta_mining.py --pair biggan-resnet50 --images 2
+    python benchmarks/rosetta_mining.py --pair biggan-resnet50 --images 2 [--device cuda]
 
 Both sides get the activations of one batch as arrays of their own layout and add its scores to
 their tables; forward passes and passes for statistics are not timed. The port standardises both
@@ -14,7 +14,8 @@ Rows: `published port` (score of the published code), `reference` (the same scor
 the time of all threads, which other programs beside it disturb less than the wall clock. `floor` is
 the operations of the products alone, 2 units units cells images on the smaller of both grids, at
 the rate that this machine reaches for one large float32 product of matrices. `agree` is the largest
-difference of this side's reference score from the port's.
+difference of this side's reference score from the port's. On a GPU (`--device cuda`; JAX takes its
+default device) `memory` is that of the GPU, and all products are float32 without TensorFloat-32.
 
 Shapes are those of the networks; values are random, rectified where the network rectifies.
 """
@@ -31,6 +32,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timing
 
 # (name, size, channels) of each tap; BigGAN's by size, 53 layers in 7 groups of the same cells.
 DCGAN = [("block0", 4, 512), ("block1", 8, 256), ("block2", 16, 128), ("block3", 32, 64)]
@@ -58,15 +60,16 @@ def published_port(rows: dict, columns: dict, options):
     import torch
     import torch.nn.functional as F
 
-    torch.set_num_threads(options.threads)
+    timing.tensor_float(False)  # as here, where the products ask for the highest precision
     sides = [
-        [torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in maps.values()]
+        [torch.tensor(x, device=options.device).permute(0, 3, 1, 2).contiguous()
+         for x in maps.values()]
         for maps in (rows, columns)
     ]
     means = [[x.double().mean((0, 2, 3)).float() for x in side] for side in sides]
     deviations = [[x.transpose(0, 1).flatten(1).std(1) for x in side] for side in sides]
     counts = [sum(x.shape[1] for x in side) for side in sides]
-    table = torch.zeros(counts)
+    table = torch.zeros(counts, device=options.device)
 
     def standardised(side: int, layer: int):
         shape = (1, -1, 1, 1)
@@ -93,8 +96,9 @@ def published_port(rows: dict, columns: dict, options):
                 table[top : top + a.shape[1], left : left + b.shape[1]] += score
                 left += b.shape[1]
             top += a.shape[1]
+        timing.wait(options.device)
 
-    return batch, lambda batches: (table / batches).numpy()
+    return batch, lambda batches: (table / batches).cpu().numpy()
 
 
 def exact(rows: dict, columns: dict, options):
@@ -148,14 +152,15 @@ def rate(threads: int) -> float:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2048, 2048), np.float32))
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32))
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
     times = []
     for _ in range(6):
         start = time.perf_counter()
         product(x, x).block_until_ready()
         times.append(time.perf_counter() - start)
-    return 2 * 2048.0**3 / min(times[1:])
+    return 2.0 * side**3 / min(times[1:])
 
 
 def measure(options) -> dict:
@@ -163,12 +168,15 @@ def measure(options) -> dict:
     rows, columns = (
         activations(taps, options.images, seed) for seed, taps in enumerate(PAIRS[options.pair])
     )
+    timing.prepare(options.device, options.threads)
     if options.side == "floor":
+        timing.my_turn()
         return {"rate": rate(options.threads)}
     side = {"published port": published_port, "reference": reference, "exact": exact}
     batch, table = side[options.side](rows, columns, options)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     batch()
+    timing.my_turn()
     times, processor = [], []
     for _ in range(options.repeats):
         start, used = time.perf_counter(), time.process_time()
@@ -176,12 +184,15 @@ def measure(options) -> dict:
         times.append(time.perf_counter() - start)
         processor.append(time.process_time() - used)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = (after - before) / 2**20
+    if options.device != "cpu":
+        memory = timing.peaks(options.device)["torch" if options.side == SIDES[0] else "JAX"]
     if options.table:
         np.save(options.table, table(1 + options.repeats))
     return {
         "seconds": statistics.median(times),
         "processor": statistics.median(processor),
-        "memory": (after - before) / 2**20,
+        "memory": memory,
     }
 
 
@@ -190,10 +201,13 @@ def child(options, side: str, table: str = "") -> dict:
     command = [
         sys.executable, __file__, f"--pair={options.pair}", f"--images={options.images}",
         f"--threads={options.threads}", f"--repeats={options.repeats}", f"--side={side}",
+        f"--device={options.device}",
         f"--table={table}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(found.stdout.splitlines()[-1])
 
 
@@ -203,6 +217,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="of a batch")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--repeats", type=int, default=3)
+    timing.add_device(parser)
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
     parser.add_argument("--table", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -219,17 +234,18 @@ def main() -> None:
                 tables[side] = np.load(path)
     speed = child(options, "floor")["rate"]
     floor = operations(PAIRS[options.pair], options.images) / speed
-    print(f"{options.pair}, {options.images} images a batch, median of {options.repeats}")
+    print(f"{options.pair}, {options.images} images a batch, median of {options.repeats}; "
+          f"torch on {options.device}")
     print(f"{'':16} {'s a batch':>10} {'images/s':>9} {'speed-up':>9} {'processor':>10} "
           f"{'speed-up':>9} {'memory':>9}")
     base, cpu = (found["published port"][key] for key in ("seconds", "processor"))
     for side, value in found.items():
         print(
-            f"{side:16} {value['seconds']:10.3f} {options.images / value['seconds']:9.2f} "
+            f"{side:16} {value['seconds']:10.4f} {options.images / value['seconds']:9.2f} "
             f"{base / value['seconds']:8.1f}x {value['processor']:10.3f} "
             f"{cpu / value['processor']:8.1f}x {value['memory']:6.2f} GB"
         )
-    print(f"{'floor':16} {floor:10.3f} {options.images / floor:9.2f} {base / floor:8.1f}x "
+    print(f"{'floor':16} {floor:10.4f} {options.images / floor:9.2f} {base / floor:8.1f}x "
           f"  at {speed / 1e9:.0f} GFLOP/s")
     difference = np.abs(tables["published port"] - tables["reference"]).max()
     print(f"agree within {difference:.1e}")

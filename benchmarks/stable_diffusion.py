@@ -1,19 +1,23 @@
-"""What the benchmarks of Stable Diffusion share: one UNet in torch and in JAX, and their timing."""
+"""What the benchmarks of Stable Diffusion share: one UNet in torch and in JAX, and their timing.
+
+With ``--dtype bfloat16`` the frozen weights and the activations of both are bfloat16, as diffusers'
+scripts train with ``--mixed_precision bf16`` (``torch.autocast``); what is trained is float32.
+"""
 
 import argparse
-import os
-import platform
+import contextlib
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import timing
 import torch
 
-from common import xla_flags
 from w2w import lora
 from w2w.diffusion import component_config, pretrained
 from w2w.diffusion.unet import UNet, count_parameters
@@ -40,29 +44,57 @@ def options_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--people", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=10, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="of torch; JAX takes its default device")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compare", action=argparse.BooleanOptionalAction, default=True)
+    timing.add_device(parser)
     return parser
 
 
-def prepare() -> None:
-    """Both libraries as they are fastest on a CPU."""
-    xla_flags.prepare()
-    torch.set_num_threads(os.cpu_count() or 1)
-
-
-def networks(size: dict[str, Any], device: str) -> tuple[torch.nn.Module, UNet, Any]:
-    """The same UNet twice: diffusers' (frozen), and ours with its parameters."""
+def _oracle(size: dict[str, Any], device: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    oracle = diffusers.UNet2DConditionModel(
-        sample_size=size["side"],
-        block_out_channels=size["widths"],
-        cross_attention_dim=size["text"],
-        norm_num_groups=size["groups"],
+    with torch.device(device):
+        return diffusers.UNet2DConditionModel(
+            sample_size=size["side"],
+            block_out_channels=size["widths"],
+            cross_attention_dim=size["text"],
+            norm_num_groups=size["groups"],
+        )
+
+
+def architecture(size: dict[str, Any], dtype: str) -> tuple[UNet, Any]:
+    """Our UNet and the shapes of its parameters."""
+    config = component_config.unet_config(_oracle(size, "meta").config)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), pretrained.unet_shapes(config)
     )
-    config = component_config.unet_config(oracle.config)
-    state = {name: tensor.detach().numpy() for name, tensor in oracle.state_dict().items()}
-    params = jax.tree.map(jnp.asarray, pretrained.unet_params(state, config))
-    return oracle.eval().requires_grad_(False).to(device), UNet(config), params
+    return UNet(config, None if dtype == "float32" else jnp.dtype(dtype)), shapes
+
+
+def weights(
+    size: dict[str, Any], options: argparse.Namespace, unet: UNet
+) -> tuple[torch.nn.Module, Any]:
+    """The same random weights twice: in diffusers' UNet (frozen), and as parameters of ours."""
+    oracle = _oracle(size, options.device).to(getattr(torch, options.dtype))
+    state = {name: tensor.float().cpu().numpy() for name, tensor in oracle.state_dict().items()}
+    params = pretrained.unet_params(state, unet.config, jnp.dtype(options.dtype))
+    return oracle.eval().requires_grad_(False), jax.tree.map(jnp.asarray, params)
+
+
+def predict(
+    unet: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """The prediction of torch's UNet in float32, computed in the type of its weights."""
+    dtype = unet.dtype
+    mixed = torch.autocast(noisy.device.type, dtype) if dtype != torch.float32 else None
+    with mixed or contextlib.nullcontext():
+        return unet(noisy.to(dtype), t, text.to(dtype)).sample.float()
+
+
+def compile_all(lowered: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Compiles all of ``{name: lowered program}`` side by side."""
+    with ThreadPoolExecutor() as pool:
+        programs = pool.map(lambda program: program.compile(), lowered.values())
+        return dict(zip(lowered, programs, strict=True))
 
 
 def scheduler() -> Any:
@@ -77,12 +109,11 @@ def channels_first(array: Any, device: str) -> torch.Tensor:
     return torch.as_tensor(array, device=device).permute(0, 3, 1, 2).contiguous()
 
 
-def header(size: str, params: Any, device: str, more: str) -> None:
+def header(options: argparse.Namespace, params: Any, more: str) -> None:
     """Prints what is compared, and where."""
-    side, count = SIZES[size]["side"], count_parameters(params)
-    print(f"{size}: UNet of {count:,} parameters, latents {side} x {side}, {more}")
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on "
-          f"{device}, {os.cpu_count()} cores, {platform.machine()}")
+    side, count = SIZES[options.size]["side"], count_parameters(params)
+    print(f"{options.size}, {options.dtype}: UNet of {count:,} parameters, latents {side} x {side},"
+          f" {more}\n{timing.devices(options.device)}", flush=True)
 
 
 def table_head() -> None:
@@ -109,17 +140,16 @@ def compete(
     """
 
     def wait_torch() -> None:
-        if options.device != "cpu":
-            torch.cuda.synchronize()
+        timing.wait(options.device)
 
-    for function in (ours, theirs):  # compiles, warms up
+    for function in (ours, theirs):  # warms up
         function()
     rounds = [
         (_timed(ours, options.steps, wait), _timed(theirs, options.steps, wait_torch))
         for _ in range(options.rounds)
     ]
     a, b = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"| {people} | {a:.3f} | {people / a:.2f} | {b:.3f} | {people / b:.2f} | {b / a:.2f} |",
+    print(f"| {people} | {a:.4f} | {people / a:.2f} | {b:.4f} | {people / b:.2f} | {b / a:.2f} |",
           flush=True)
 
 
@@ -132,7 +162,8 @@ def _timed(function: Callable[[], None], steps: int, wait: Callable[[], Any]) ->
     return (time.perf_counter() - start) / steps
 
 
-def footer() -> None:
-    """Prints the peak memory of the process."""
+def footer(options: argparse.Namespace) -> None:
+    """Prints the peak memory of the process, and that of the GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of the process: {peak:.1f} GiB")
+    timing.print_memory(options.device)

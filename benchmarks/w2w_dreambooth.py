@@ -1,14 +1,16 @@
 """Steps per second of DreamBooth-LoRA of Stable Diffusion, in JAX and in torch.
 
-    python benchmarks/w2w_dreambooth.py [--size small|sd15] [--people 1 4] [--device cuda]
+    python benchmarks/w2w_dreambooth.py [--size small|sd15] [--people 1 4]
+        [--dtype bfloat16] [--device cuda]
 
 One step is that of the published adapters: one noisy image of the person and one of the class, the
 loss of both, its gradient with respect to LoRA factors at the queries and values of the UNet, the
 gradient's norm clipped, AdamW. In torch the frozen UNet is diffusers' with peft's layers, and
 people follow one another, as in the original. In JAX all people are one batch. Both have the same
 random weights, adapters and latents; before timing, loss and all gradients are compared. The two
-take turns, and the median of the rounds is printed. Compilation is excluded. Small has an eighth of
-Stable Diffusion 1.5's widths in its UNet and a quarter of its sides; sd15 is the full size (on a
+take turns, and the median of the rounds is printed. Compilation is excluded. On a GPU, float32 is
+multiplied by TensorFloat-32 by both, except in the comparison (see timing.py). Small has an eighth
+of Stable Diffusion 1.5's widths in its UNet and a quarter of its sides; sd15 is the full size (on a
 CPU, torch and JAX share the memory).
 """
 
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import stable_diffusion
+import timing
 import torch
 from stable_diffusion import LORA, SIZES, channels_first
 
@@ -47,7 +50,7 @@ class TorchDreamBooth:
 
     def loss(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         noisy = self.scheduler.add_noise(clean, noise, t)
-        square = (self.unet(noisy, t, self.text).sample - noise) ** 2
+        square = (stable_diffusion.predict(self.unet, noisy, t, self.text) - noise) ** 2
         return square[:1].mean() + self.recipe.prior_weight * square[1:].mean()
 
     def people(self, latents: np.ndarray) -> list[tuple[list, Any, torch.Tensor]]:
@@ -103,11 +106,11 @@ def compare(
 
 def main() -> None:
     options = stable_diffusion.options_of(__doc__.splitlines()[0]).parse_args()
-    stable_diffusion.prepare()
+    timing.prepare(options.device)
     size = SIZES[options.size]
     rng = np.random.default_rng(0)
-    oracle, unet, params = stable_diffusion.networks(size, options.device)
-    layout = lora.Layout.from_params(params, LORA)
+    unet, shapes = stable_diffusion.architecture(size, options.dtype)
+    layout = lora.Layout.from_params(shapes, LORA)
     text = rng.standard_normal((2, 77, size["text"]), np.float32)
     shape = (1, size["side"], size["side"], 4)
     of_class = rng.standard_normal(shape, np.float32)
@@ -118,24 +121,36 @@ def main() -> None:
         return Photographs(values, jnp.zeros_like(values), people, None)
 
     conditions = (Condition(jnp.asarray(text[i : i + 1])) for i in range(2))
-    shared = Shared(params, *conditions, exactly(of_class))
+    abstract = Shared(shapes, *conditions, exactly(of_class))
     problem = Problem(predictor(unet), NoiseProcess(), LORA, Recipe())
-    theirs = TorchDreamBooth(oracle, text, problem.recipe, options.device)
-    more = f"adapters of {layout.size:,} values"
-    stable_diffusion.header(options.size, params, options.device, more)
-    vector = jnp.asarray(0.05 * rng.standard_normal(layout.size, np.float32))
-    first = np.concatenate([rng.standard_normal(shape, np.float32), of_class])
-    print(f"differences: {compare(problem, theirs, shared, vector, first)}")
-
     step = jax.jit(dreambooth.make_step(problem), donate_argnums=0)
-    stable_diffusion.table_head()
+    cases, lowered = {}, {}
     for count in options.people:
         latents = rng.standard_normal((count, *shape), np.float32)
-        state = [dreambooth.init(jax.random.key(0), count, params, problem)]
-        batch = exactly(latents), jax.random.key(1), shared
+        state = dreambooth.init(jax.random.key(0), count, shapes, problem)
+        cases[count] = latents, exactly(latents), state
+        batch = cases[count][1], jax.random.key(1), abstract
+        lowered[count] = step.lower(state, batch, jax.random.key(0))
+    programs = stable_diffusion.compile_all(lowered)
+    timing.my_turn()
+    oracle, params = stable_diffusion.weights(size, options, unet)
+    shared = abstract._replace(params=params)
+    theirs = TorchDreamBooth(oracle, text, problem.recipe, options.device)
+    more = f"adapters of {layout.size:,} values"
+    stable_diffusion.header(options, params, more)
+    vector = jnp.asarray(0.05 * rng.standard_normal(layout.size, np.float32))
+    first = np.concatenate([rng.standard_normal(shape, np.float32), of_class])
+    if options.compare:
+        with timing.exact():
+            differences = compare(problem, theirs, shared, vector, first)
+        print(f"differences: {differences}", flush=True)
 
-        def ours(state=state, data=batch) -> None:
-            state[0], _ = step(state[0], data, jax.random.key(0))
+    stable_diffusion.table_head()
+    for count, (latents, photographs, first_state) in cases.items():
+        state, data = [first_state], (photographs, jax.random.key(1), shared)
+
+        def ours(program=programs[count], state=state, data=data) -> None:
+            state[0], _ = program(state[0], data, jax.random.key(0))
 
         def wait(state=state) -> None:
             jax.block_until_ready(state[0])
@@ -143,7 +158,7 @@ def main() -> None:
         both = np.concatenate([latents, np.broadcast_to(of_class, latents.shape)], axis=1)
         oneself = functools.partial(theirs.step, theirs.people(both))
         stable_diffusion.compete(count, ours, wait, oneself, options)
-    stable_diffusion.footer()
+    stable_diffusion.footer(options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Steps per second of inversion into a Stable Diffusion space, in JAX and in torch.
 
-    python benchmarks/w2w_inversion.py [--size small|sd15] [--people 1 4] [--device cuda]
+    python benchmarks/w2w_inversion.py [--size small|sd15] [--people 1 4]
+        [--dtype bfloat16] [--device cuda]
 
 One step is the paper's: coefficients to LoRA factors (``V beta``), the denoising loss of one noisy
 image for each person with the factors at the queries and values of the UNet, its gradient with
@@ -8,9 +9,10 @@ respect to the coefficients, Adam. In torch the frozen UNet is diffusers', the f
 the layers' outputs (``y + scale (x a) b``), and people follow one another, as in the original. In
 JAX all people are one batch. Both have the same random weights, space and latents; before timing,
 loss and gradient are compared. The two take turns, and the median of the rounds is printed.
-Compilation is excluded. Small has an eighth of Stable Diffusion 1.5's widths in its UNet, a quarter
-of its sides and 1,000 components; sd15 is the full size with 10,000 (over 24 GB on a CPU, where
-torch and JAX share the memory; 21 GiB with --components 1000, and a minute a step).
+Compilation is excluded. On a GPU, float32 is multiplied by TensorFloat-32 by both, except in the
+comparison (see timing.py). Small has an eighth of Stable Diffusion 1.5's widths in its UNet, a
+quarter of its sides and 1,000 components; sd15 is the full size with 10,000 (over 24 GB on a CPU,
+where torch and JAX share the memory; 21 GiB with --components 1000, and a minute a step).
 """
 
 import functools
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import stable_diffusion
+import timing
 import torch
 from stable_diffusion import LORA, SIZES, channels_first
 
@@ -31,13 +34,14 @@ from w2w.diffusion.pipeline import Condition, predictor
 from w2w.subspace import Subspace
 
 
-def random_space(layout: lora.Layout, k: int, rng: np.random.Generator) -> Subspace:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def random_space(size: int, k: int, key: jax.Array) -> Subspace:
     """Nearly orthonormal rows; deviations as large as those of trained adapters."""
-    components = rng.standard_normal((k, layout.size), np.float32)
-    components /= np.sqrt(layout.size, dtype=np.float32)
-    mean = 0.02 * rng.standard_normal(layout.size, np.float32)
-    std = 0.01 * np.exp(0.5 * rng.standard_normal(layout.size, np.float32))
-    return Subspace(*map(jnp.asarray, (mean, std, components)), jnp.ones(k), n=k + 1)
+    keys = jax.random.split(key, 3)
+    components = jax.random.normal(keys[0], (k, size)) / np.sqrt(size)
+    mean = 0.02 * jax.random.normal(keys[1], (size,))
+    std = 0.01 * jnp.exp(0.5 * jax.random.normal(keys[2], (size,)))
+    return Subspace(mean, std, components, jnp.ones(k), n=k + 1)
 
 
 class TorchInversion:
@@ -57,6 +61,7 @@ class TorchInversion:
 
     def adapt(self, name: str, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
         a, b = self.factors[name]
+        a, b = (factor.to(output.dtype) for factor in (a, b))
         return output + LORA.scale * (args[0] @ a[:, None]) * b
 
     def loss(
@@ -68,7 +73,7 @@ class TorchInversion:
             self.factors[name], offset = (flat[offset:middle], flat[middle:end]), end
         noisy = self.scheduler.add_noise(latents, noise, t)
         text = self.text.expand(len(latents), -1, -1)
-        return ((self.unet(noisy, t, text).sample - noise) ** 2).mean()
+        return ((stable_diffusion.predict(self.unet, noisy, t, text) - noise) ** 2).mean()
 
     def people(self, latents: np.ndarray) -> list[tuple[torch.Tensor, Any, torch.Tensor]]:
         """(coefficients, optimiser, latents) of each person."""
@@ -118,35 +123,47 @@ def main() -> None:
     parser = stable_diffusion.options_of(__doc__.splitlines()[0])
     parser.add_argument("--components", type=int, default=0)
     options = parser.parse_args()
-    stable_diffusion.prepare()
+    timing.prepare(options.device)
     size = SIZES[options.size]
     rng = np.random.default_rng(0)
-    oracle, unet, params = stable_diffusion.networks(size, options.device)
-    layout = lora.Layout.from_params(params, LORA)
-    space = random_space(layout, options.components or size["components"], rng)
+    unet, shapes = stable_diffusion.architecture(size, options.dtype)
+    layout = lora.Layout.from_params(shapes, LORA)
+    k = options.components or size["components"]
     text = rng.standard_normal((1, 77, size["text"]), np.float32)
-    shared = inversion.Shared(space, params, Condition(jnp.asarray(text)))
+    condition = Condition(jnp.asarray(text))
+    make_space = functools.partial(random_space, layout.size, k, jax.random.key(2))
+    abstract = inversion.Shared(jax.eval_shape(make_space), shapes, condition)
     recipe = inversion.Recipe(batch=1)
     problem = inversion.Problem(predictor(unet), NoiseProcess(), layout, LORA, recipe)
-    theirs = TorchInversion(oracle, space, layout, text, options.device)
     shape = (1, size["side"], size["side"], 4)
-    more = f"{space.k} components of {layout.size:,} values"
-    stable_diffusion.header(options.size, params, options.device, more)
-    first = rng.standard_normal(shape, np.float32)
-    print(f"differences: {compare(problem, theirs, shared, first)}")
-
     step = jax.jit(inversion.make_step(problem), donate_argnums=0)
-    stable_diffusion.table_head()
+    cases, lowered = {}, {}
     for count in options.people:
         latents = rng.standard_normal((count, *shape), np.float32)
         photographs = Photographs(
             jnp.asarray(latents), jnp.zeros(latents.shape), jnp.ones(count, jnp.int32), None
         )
-        keys = jax.random.split(jax.random.key(1), count)
-        state = [inversion.init(count, space.k, recipe)]
+        keys, state = jax.random.split(jax.random.key(1), count), inversion.init(count, k, recipe)
+        cases[count] = latents, photographs, keys, state
+        lowered[count] = step.lower(state, (photographs, keys, abstract), jax.random.key(0))
+    programs = stable_diffusion.compile_all(lowered)
+    timing.my_turn()
+    oracle, params = stable_diffusion.weights(size, options, unet)
+    shared = inversion.Shared(make_space(), params, condition)
+    theirs = TorchInversion(oracle, shared.space, layout, text, options.device)
+    more = f"{k} components of {layout.size:,} values"
+    stable_diffusion.header(options, params, more)
+    first = rng.standard_normal(shape, np.float32)
+    if options.compare:
+        with timing.exact():
+            print(f"differences: {compare(problem, theirs, shared, first)}", flush=True)
 
-        def ours(state=state, data=(photographs, keys, shared)) -> None:
-            state[0], _ = step(state[0], data, jax.random.key(0))
+    stable_diffusion.table_head()
+    for count, (latents, photographs, keys, first_state) in cases.items():
+        state, data = [first_state], (photographs, keys, shared)
+
+        def ours(program=programs[count], state=state, data=data) -> None:
+            state[0], _ = program(state[0], data, jax.random.key(0))
 
         def wait(state=state) -> None:
             jax.block_until_ready(state[0])
@@ -154,7 +171,7 @@ def main() -> None:
         people = theirs.people(latents)
         oneself = functools.partial(theirs.step, people)
         stable_diffusion.compete(count, ours, wait, oneself, options)
-    stable_diffusion.footer()
+    stable_diffusion.footer(options)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
-from common import allocator, xla_flags
+from common import allocator
 from configs import w2w as w2w_config
 from w2w import context, lora, models, train
 
@@ -31,11 +32,12 @@ def seconds(function, repeats: int) -> float:
 
 
 def peak() -> float:
-    """Floating-point operations per second of a 2048 x 2048 float32 product."""
-    a = jnp.ones((2048, 2048))
+    """Floating-point operations per second of a large float32 product (2048 x 2048 on a CPU)."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (side, side))
     product = jax.jit(lambda x: x @ x)
     product(a).block_until_ready()
-    return 2 * 2048**3 / seconds(lambda: product(a), 5)
+    return 2 * side**3 / seconds(lambda: product(a), 5)
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--base", type=Path, default=models.SHIPPED_WEIGHTS)
     options = parser.parse_args()
-    xla_flags.prepare()
+    timing.prepare()
     config = w2w_config.get_config()
     recipe = context.adapter_recipe(config)
     lora_config = lora.LoraConfig(config.lora.rank, config.lora.alpha)
@@ -66,23 +68,26 @@ def main() -> None:
     together, alone = run(options.adapters), run(1)
     for function in (together, alone):
         jax.block_until_ready(function())
+    images = options.adapters * (recipe.batch + recipe.class_batch)
+    arguments = (params["unet"], latents(images), jnp.ones(images), train.repeat(text[:1], images))
+    with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not count
+        shapes = jax.eval_shape(lambda *found: found, *arguments)
+        forward = jax.jit(model.predict).lower(*shapes).compile()
+    operations = 2 * forward.cost_analysis()["flops"]  # forward, and the gradient of activations
+    timing.my_turn()
     rounds = [(seconds(together, options.steps), seconds(alone, options.steps)) for _ in range(3)]
     population = statistics.median(a for a, _ in rounds)
     single = statistics.median(b for _, b in rounds)
-    images = options.adapters * (recipe.batch + recipe.class_batch)
-    noisy, times = latents(images), jnp.ones(images)
-    features = train.repeat(text[:1], images)
-    forward = jax.jit(model.predict).lower(params["unet"], noisy, times, features).compile()
-    operations = 2 * forward.cost_analysis()["flops"]  # forward, and the gradient of activations
     rate = peak()
     print(f"device: {jax.devices()[0].device_kind}; matrix product: {rate / 1e9:.0f} GFLOP/s")
     print("| | seconds per step | adapters per second (of one step each) |\n|---|---|---|")
     count = options.adapters
-    print(f"| {count} at once | {population:.3f} | {count / population:.1f} |")
-    print(f"| one after another | {single:.3f} | {1 / single:.1f} |")
+    print(f"| {count} at once | {population:.4f} | {count / population:.1f} |")
+    print(f"| one after another | {single:.4f} | {1 / single:.1f} |")
     floor = operations / rate
-    print(f"| floor for {options.adapters} | {floor:.3f} | {options.adapters / floor:.1f} |")
+    print(f"| floor for {options.adapters} | {floor:.4f} | {options.adapters / floor:.1f} |")
     print(f"ratio: {options.adapters * single / population:.2f}")
+    timing.print_memory()
 
 
 if __name__ == "__main__":
