@@ -90,10 +90,10 @@ _SMOKE = dict(
 )
 _GPU = dict(
     faces=dict(models=1024),
-    adapter=dict(num_steps=400, batch=6, class_batch=2, group=128),
-    unconstrained=dict(num_steps=400, batch=8, class_batch=2, group=128),
+    adapter=dict(num_steps=200, batch=6, class_batch=2, group=128),
+    unconstrained=dict(num_steps=300, batch=6, class_batch=2, group=128),
     space=dict(components=1000, counts=(30, 100, 300, 800), reconstruction_ks=(10, 29)),
-    inversion=dict(num_steps=400, batch=8),
+    inversion=dict(num_steps=300, batch=8),
     invert=dict(counts=(30, 100, 300)),
     portraits=dict(images=16),
     new=dict(samples=128, components=200),
