@@ -7,7 +7,8 @@ Command:  python launch.py --config=configs/meshgcn.py
           python launch.py --config=configs/meshgcn.py:paper --config.data.folder=SUBJECTS_DIR
               --config.data.table=diagnoses.csv
 Cost and numbers: meshgcn/README.md.
-Variants: smoke (CI), paper (25 trials on fsaverage5, for one accelerator).
+Variants: smoke (CI); for one accelerator large (25 trials of 1,200 synthetic people, more
+          effects) and paper (25 trials on fsaverage5, three networks).
 """
 
 from ml_collections import ConfigDict
@@ -93,10 +94,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.quick_compile = variant == "smoke"
     if variant == "smoke":
         config.update(_SMOKE)
+    elif variant == "large":
+        config.update(_LARGE)
     elif variant == "paper":
         config.update(_PAPER)
     elif variant:
-        raise ValueError(f"configs/meshgcn.py has no variant {variant!r}; it has: smoke, paper")
+        raise ValueError(
+            f"configs/meshgcn.py has no variant {variant!r}; it has: smoke, large, paper"
+        )
     return config
 
 
@@ -108,6 +113,13 @@ _SMOKE = dict(
     cohort=dict(plants=("additive",), effects=(0.4,), people=dict(subjects=40)),
     trials=dict(count=1),
     maps=dict(seeds=1, levels=(1, 0)),
+)
+_LARGE = dict(
+    network=dict(widths=(16,), stem=16, hidden=64),
+    train=dict(epochs=15),
+    perceptron=dict(train=dict(epochs=15)),
+    cohort=dict(effects=(0.05, 0.1, 0.15, 0.2), people=dict(subjects=1200)),
+    trials=dict(count=25, at_once=25),
 )
 _PAPER = dict(
     mesh=dict(template="fsaverage5"),

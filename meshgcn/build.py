@@ -1,7 +1,9 @@
 """Stages that compute: all networks and baselines on all cohorts, then maps, then their scores."""
 
+import os
 import pathlib
 import time
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from meshgcn.context import Condition, Scans
 __all__ = ["classify", "compare", "explain", "score"]
 
 Inputs = dict[str, pathlib.Path]
+_COPIES = 2**32  # bytes of features that linear classifiers standardise at a time
 
 
 def classify(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
@@ -62,12 +65,11 @@ def compare(config: ConfigDict, inputs: Inputs, out: pathlib.Path) -> None:
 
 
 def _linear(x: np.ndarray, label: np.ndarray, roles: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores `[trials, scans]` of each linear classifier."""
-    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in baselines.LINEAR}
-    for role in roles:
-        for kind, fitted in baselines.fit_all(x, label, role).items():
-            scores[kind].append(fitted.score)
-    return {kind: np.stack(rows) for kind, rows in scores.items()}
+    """Scores `[trials, scans]` of each linear classifier; trials side by side."""
+    copies = _COPIES // max(x.nbytes, 1)
+    with futures.ThreadPoolExecutor(max(1, min(len(roles), os.cpu_count() or 1, copies))) as pool:
+        fitted = list(pool.map(lambda role: baselines.fit_all(x, label, role), roles))
+    return {kind: np.stack([one[kind].score for one in fitted]) for kind in baselines.LINEAR}
 
 
 def _fit(

@@ -218,9 +218,8 @@ class Source:
             name = part.structures[0][0]
             patterns = self.bodies if name in self.template.bodies else self.patterns
             pattern = patterns[index].removeprefix(SURFACE)
-            yield part, pathlib.Path(self.folder) / pattern.format(
-                scan=scan, hemi=name, structure=name
-            )
+            file = pattern.format(scan=scan, hemi=name, structure=name)
+            yield part, pathlib.Path(self.folder) / file
 
 
 def load(source: Source) -> RealCohort:

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 from nibabel import freesurfer, gifti
 
+from meshgcn import vtk
 from meshgcn.meshes import Mesh, MeshError, MissingSurfaceError, VertexCountError
 
 __all__ = ["read_labels", "read_surface", "read_values", "write_surface", "write_values"]
@@ -159,16 +160,21 @@ def _read_gifti_surface(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_meshio(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    if path.suffix.lower() == ".vtk" and vtk.is_polydata(content := path.read_bytes()):
+        try:
+            return vtk.read_polydata(content)
+        except MeshError as error:
+            raise MeshError(f"{path}: {error}") from error
     import meshio  # as above
 
-    content = meshio.read(path)
-    triangles = [block.data for block in content.cells if block.type == "triangle"]
-    others = {block.type for block in content.cells} - {"triangle", "vertex", "line"}
+    found = meshio.read(path)
+    triangles = [block.data for block in found.cells if block.type == "triangle"]
+    others = {block.type for block in found.cells} - {"triangle", "vertex", "line"}
     if others:
         raise MeshError(f"{path}: holds {', '.join(sorted(others))}, not only triangles")
     if not triangles:
         raise MeshError(f"{path}: holds no triangles")
-    return content.points[:, :3], np.concatenate(triangles)
+    return found.points[:, :3], np.concatenate(triangles)
 
 
 def _line(error: BaseException) -> str:

@@ -98,7 +98,8 @@ def fit_trial(
     Args:
       model: of `meshgcn.models`.
       recipe: optimiser and length.
-      counts: training scans used in an epoch, and validation scans; no split has fewer of them.
+      counts: training scans used in an epoch, of which no split has fewer, and rows for validation
+        scans, of which no split has more; those left over do not count.
       seed: int32 scalar; everything random follows from it.
       role: `[scans]`, 0 train, 1 validation, 2 test (which is never looked at).
       label: `[scans]`, classes.
@@ -117,6 +118,8 @@ def fit_trial(
     variables = dict(model.init(rng.stream(key, "init"), x[:1], hierarchy))
     params, stats = variables.pop("params"), variables
     validation = jnp.argsort(role != 1, stable=True)[:validation_count]
+    counted = role[validation] == 1
+    validation = jnp.where(counted, validation, validation[0])
 
     def take(rows: jax.Array) -> jax.Array:
         return (x[rows] - mean[None]) * scale[None]
@@ -164,7 +167,8 @@ def fit_trial(
         state, losses = jax.lax.scan(step, state, order.reshape(steps, recipe.batch))
         _, stats, average, _, _ = state
         logits = evaluate(average, stats, validation)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label[validation]).mean()
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, label[validation])
+        loss = each.mean(where=counted)
         better = loss < best[0]
         candidate = (loss, number, average, stats)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
@@ -237,13 +241,19 @@ def fit_trials(
       common.loop.NonFiniteLoss: the loss of a trial is not finite after an epoch (its `step`).
     """
     trials = len(seeds)
-    counts = tuple(int((roles == role).sum(axis=1).min()) for role in (0, 1))
-    if counts[0] < recipe.batch:
-        raise ValueError(f"{counts[0]} training scans do not fill a batch of {recipe.batch}")
+    training = int((roles == 0).sum(axis=1).min())
+    if training < recipe.batch:
+        raise ValueError(f"{training} training scans do not fill a batch of {recipe.batch}")
+    # Whole batches, so that splits of about the same size share a compiled program.
+    blocks = -(-int((roles == 1).sum(axis=1).max()) // recipe.eval_batch)
+    counts = (
+        training - training % recipe.batch,
+        min(blocks * recipe.eval_batch, roles.shape[1]),
+    )
     number = min(jax.local_device_count(), trials)
     devices = sharding.make_mesh(devices=jax.local_devices()[:number]) if number > 1 else None
     padded = np.resize(np.arange(trials), -(-trials // number) * number)
-    program = _program(model, recipe, (counts[0], counts[1]), at_once, devices)
+    program = _program(model, recipe, counts, at_once, devices)
     arguments = (
         jnp.asarray(np.asarray(seeds)[padded], jnp.int32),
         jnp.asarray(roles[padded], jnp.int32),

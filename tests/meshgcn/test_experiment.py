@@ -142,7 +142,7 @@ def test_variants():
         config = config_lib.load(f"{CONFIG}:{variant}" if variant else CONFIG)
         assert context.network(config, "residual").widths == tuple(config.network.widths)
         assert context.conditions(config)
-    with pytest.raises(Exception, match="it has: smoke, paper"):
+    with pytest.raises(Exception, match="it has: smoke, large, paper"):
         config_lib.load(f"{CONFIG}:tiny")
 
 

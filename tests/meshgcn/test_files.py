@@ -22,6 +22,57 @@ def test_surfaces(name, tmp_path):
     assert found.structures == (("lh", 42),)
 
 
+def polydata(mesh, version, binary, faces=None):
+    """Bytes of a legacy VTK file as VTK 8 (4.2) or VTK 9 (5.1) writes it."""
+    faces = mesh.faces if faces is None else faces
+
+    def numbers(values, kind):
+        values = np.asarray(values)
+        if binary:
+            return values.astype(kind).tobytes() + b"\n"
+        return " ".join(map(str, values.ravel().tolist())).encode() + b"\n"
+
+    count, size = faces.shape
+    parts = [
+        f"# vtk DataFile Version {version}\nhere\n{'BINARY' if binary else 'ASCII'}\n".encode(),
+        f"DATASET POLYDATA\nPOINTS {len(mesh)} float\n".encode(),
+        numbers(mesh.vertices, ">f4"),
+        b"METADATA\nINFORMATION 1\nNAME L2_NORM_RANGE LOCATION vtkDataArray\nDATA 2 0 1\n\n",
+    ]
+    if version == "5.1":
+        parts += [
+            f"POLYGONS {count + 1} {faces.size}\nOFFSETS vtktypeint64\n".encode(),
+            numbers(size * np.arange(count + 1), ">i8"),
+            b"CONNECTIVITY vtktypeint64\n",
+            numbers(faces, ">i8"),
+        ]
+    else:
+        rows = np.concatenate([np.full((count, 1), size), faces], axis=1)
+        parts += [f"POLYGONS {count} {rows.size}\n".encode(), numbers(rows, ">i4")]
+    normals = b"POINT_DATA %d\nNORMALS n float\n" % len(mesh) + numbers(mesh.vertices, ">f4")
+    return b"".join([*parts, normals])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("version", ["4.2", "5.1"])
+def test_polydata(version, binary, tmp_path):
+    mesh, path = icosphere(1), tmp_path / "a.vtk"
+    content = polydata(mesh, version, binary)
+    path.write_bytes(content)
+    found = files.read_surface(path, "lh")
+    np.testing.assert_allclose(found.vertices, mesh.vertices, atol=1e-5)
+    np.testing.assert_array_equal(found.faces, mesh.faces)
+    path.write_bytes(content[: content.index(b"POLYGONS") + 60])
+    with pytest.raises(MeshError, match="a.vtk: cannot be read as a surface"):
+        files.read_surface(path)
+    path.write_bytes(content.replace(b"POLYGONS", b"TRIANGLE_STRIPS"))
+    with pytest.raises(MeshError, match="a.vtk: holds TRIANGLE_STRIPS, not only"):
+        files.read_surface(path)
+    path.write_bytes(polydata(mesh, version, binary, mesh.faces.reshape(-1, 4)))
+    with pytest.raises(MeshError, match="a.vtk: holds polygons of 4 vertices"):
+        files.read_surface(path)
+
+
 @pytest.mark.parametrize("name", ["lh.thickness", "lh.map.shape.gii"])
 def test_values(name, tmp_path):
     values = np.random.default_rng(0).normal(size=42)
