@@ -147,7 +147,8 @@ def concept_sheet(
         rows.append([overlay(images[i], found[i]) for i in order])
         shown = ", ".join(label(layout, unit) for unit in units[:3])
         more = f" and {len(units) - 3} more" if len(units) > 3 else ""
-        names.append(f"{len(units)} units: {shown}{more}")
+        count = "1 unit" if len(units) == 1 else f"{len(units)} units"
+        names.append(f"{count}: {shown}{more}")
     return image_grids.grid(rows, path, row_labels=names, title=f"Concepts of {layout.name}")
 
 

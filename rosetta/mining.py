@@ -21,10 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from common.sharding import AXES
-from rosetta import resize
 from rosetta.state import (
     Activations,
-    Grouped,
     MiningState,
     Plan,
     grouped_by_size,
@@ -34,15 +32,12 @@ from rosetta.state import (
     state_shardings,
 )
 from rosetta.sums import Sum
+from rosetta.terms import contributions
 from rosetta.units import MapError
 
 __all__ = [
-    "MiningState", "Plan", "check_images", "init", "make_update", "merge", "product",
-    "state_shardings",
+    "MiningState", "Plan", "check_images", "init", "make_update", "merge", "state_shardings",
 ]
-
-_HIGHEST = jax.lax.Precision.HIGHEST
-PART = 512  # positions added in one product of matrices
 
 
 def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningState]:
@@ -61,7 +56,7 @@ def make_update(plan: Plan, mesh: Mesh | None = None) -> Callable[..., MiningSta
     The update raises MapError for activations that do not fit the plan, for models with different
     images or numbers of them, or for fewer images a device than permutations + 1.
     """
-    contribute = functools.partial(_contributions, plan, mesh)
+    contribute = functools.partial(contributions, plan, mesh)
     if mesh is not None:
         whole, split = PartitionSpec(), PartitionSpec(AXES)
         contribute = jax.shard_map(
@@ -153,111 +148,3 @@ def check_images(
                     f"models with different images: number {place} is {a!r} for {first!r} and "
                     f"{b!r} for {name!r}"
                 )
-
-
-def _contributions(
-    plan: Plan,
-    mesh: Mesh | None,
-    centres: Mapping[str, jax.Array],
-    grouped: Grouped,
-    mask: jax.Array,
-    rolls: jax.Array,
-) -> dict[str, Any]:
-    """One batch's (one device's) terms of all sums; with a mesh, summed over the devices."""
-    weight = mask.reshape(-1, 1, 1, 1)
-    centred: dict[tuple[str, int], jax.Array] = {}
-    invalid = {}
-    for name, maps in grouped.items():
-        for size, array in maps.items():
-            key = f"{name}/{size}"
-            bad = ~jnp.isfinite(array) & weight
-            invalid[key] = jnp.sum(jnp.any(bad, (1, 2)), 0, dtype=jnp.int32)
-            moved = array - centres[key].reshape(1, 1, 1, -1)
-            centred[name, size] = jnp.where(weight & ~bad, moved, 0)
-    moments = {
-        f"{name}/{s}/{t}": resize.moments(centred[name, s], t) for name, s, t in plan.targets()
-    }
-    lowered: dict[tuple[str, int, int], jax.Array] = {}
-
-    def at(name: str, size: int, common: int) -> jax.Array:
-        if (name, size, common) not in lowered:
-            lowered[name, size, common] = resize.adjoint(centred[name, size], common)
-        return lowered[name, size, common]
-
-    operands = {
-        f"{a}/{b}/{s}/{t}": (at(a, s, min(s, t)), at(b, t, min(s, t)))
-        for a, b, s, t in plan.tables()
-    }
-    products = {key: product(*pair) for key, pair in operands.items()}
-    orders, paired = _exchanges(mask, rolls)
-
-    def exchanged(order: jax.Array) -> dict[str, jax.Array]:
-        keep = (mask & (paired > 0)).astype(jnp.float32).reshape(-1, 1, 1, 1)
-        return {
-            key: product(a, b[order] * keep)
-            for key, (a, b) in operands.items()
-            if plan.has_null(*key.split("/")[:2])
-        }
-
-    permuted = jax.lax.map(exchanged, orders) if plan.permutations else {}
-    small = {
-        "images": jnp.sum(mask, dtype=jnp.int32),
-        "paired": paired,
-        "invalid": invalid,
-        "sums": {key: total for key, (total, _) in moments.items()},
-        "squares": {key: square for key, (_, square) in moments.items()},
-    }
-    if mesh is None:
-        return {"small": small, "products": products, "permuted": permuted}
-    scatter = functools.partial(_scatter, devices=mesh.devices.size)
-    return {
-        "small": jax.lax.psum(small, AXES),
-        "products": {key: scatter(table, axis=0) for key, table in products.items()},
-        "permuted": {key: scatter(table, axis=1) for key, table in permuted.items()},
-    }
-
-
-def product(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Sum over images and positions of all products of channels, `[row units, column units]`.
-
-    Long sums are made in parts, because a float32 product of matrices may add in one long chain.
-    """
-    flat = [maps.reshape(-1, maps.shape[3]) for maps in (rows, columns)]
-    length = flat[0].shape[0]
-    if length <= PART:
-        return _dot(*flat)
-    parts = [
-        jnp.pad(x, ((0, -length % PART), (0, 0))).reshape(-1, PART, x.shape[1]) for x in flat
-    ]
-
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + _dot(*part), None
-
-    start = _dot(parts[0][0], parts[1][0])
-    return jax.lax.scan(add, start, (parts[0][1:], parts[1][1:]))[0]
-
-
-def _dot(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), precision=_HIGHEST)
-
-
-def _exchanges(mask: jax.Array, rolls: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Orders `[permutations, batch]`, and the number of images that take part in each.
-
-    The valid images, wherever they stand, are exchanged in a circle; a single one sits out.
-    """
-    count = jnp.sum(mask, dtype=jnp.int32)
-    places = jnp.argsort(~mask, stable=True)  # of the valid images first
-    rank = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    steps = 1 + (rolls - 1) % jnp.maximum(count - 1, 1)
-    orders = places[(rank.reshape(1, -1) + steps.reshape(-1, 1)) % jnp.maximum(count, 1)]
-    return orders, jnp.where(count > 1, count, 0)
-
-
-def _scatter(table: jax.Array, axis: int, devices: int) -> jax.Array:
-    """Sums a table over the devices and leaves each with its block of rows."""
-    missing = -table.shape[axis] % devices
-    padding = [(0, missing if index == axis else 0) for index in range(table.ndim)]
-    return jax.lax.psum_scatter(
-        jnp.pad(table, padding), AXES, scatter_dimension=axis, tiled=True
-    )

@@ -31,7 +31,7 @@ def pictures(config: Any, inputs: Inputs, out: pathlib.Path) -> None:
     anchor = plan.layout(plan.pairs[0][0])
     layouts = {name: plan.layout(name) for name in (anchor.name, *header["models"])}
     chosen = {
-        name: np.argsort(-matches[f"{name}/scores"], kind="stable")[: config.matches]
+        name: _distinct(matches[f"{name}/columns"], matches[f"{name}/scores"])[: config.matches]
         for name in header["models"]
     }
     entries = range(min(config.entries, len(found["anchors"])))
@@ -285,6 +285,12 @@ def publish(workdir: pathlib.Path, done: Collection[str]) -> pathlib.Path:
             results[name] = storage.load_json(path)
     storage.save_json(workdir / "results.json", results)
     return publish_stages(workdir, stages=("pictures", "invert", "edit", "report"))
+
+
+def _distinct(columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Places of matches, best first, of those that share a column unit the best one only."""
+    order = np.argsort(-scores, kind="stable")
+    return order[np.sort(np.unique(columns[order], return_index=True)[1])]
 
 
 def _anchor(results: Mapping[str, Any]) -> str:

@@ -21,10 +21,10 @@ import numpy as np
 from flax import struct
 
 from rosetta import resize
-from rosetta.mining import product
 from rosetta.state import Activations, Plan, grouped_by_size
 from rosetta.sums import Sum
 from rosetta.tables import check_finite
+from rosetta.terms import products
 
 __all__ = ["ScoreState", "StatsState", "init_score", "init_stats", "score", "stats", "table"]
 
@@ -116,18 +116,18 @@ def score(
             deviation = jnp.sqrt(statistics.variances[key].value() / count)
             moved = array - mean.reshape(1, 1, 1, -1)
             standard[name, size] = moved / (deviation + EPSILON).reshape(1, 1, 1, -1)
-    norms = {
-        (name, s, t): jnp.sqrt(resize.moments(standard[name, s], t)[1])
-        for name, s, t in plan.targets()
-    }
+    norms = {}
+    for name, size in standard:
+        sizes = [t for model, s, t in plan.targets() if (model, s) == (name, size)]
+        for t, (_, square) in zip(sizes, resize.moments(standard[name, size], sizes), strict=True):
+            norms[name, size, t] = jnp.sqrt(square)
     cosines = {}
+    inner, _ = products(plan, standard)
     for a, b, s, t in plan.tables():
-        small, big = min(s, t), max(s, t)
-        rows = resize.adjoint(standard[a, s], small)
-        columns = resize.adjoint(standard[b, t], small)
+        big = max(s, t)
         norm = norms[a, s, big].reshape(-1, 1) * norms[b, t, big].reshape(1, -1)
-        cosine = product(rows, columns) / jnp.where(norm > 0, norm, 1)
         key = f"{a}/{b}/{s}/{t}"
+        cosine = inner[key] / jnp.where(norm > 0, norm, 1)
         cosines[key] = state.cosines[key].add(jnp.where(norm > 0, cosine, 0))
     return ScoreState(state.batches + 1, cosines, invalid)
 

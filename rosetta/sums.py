@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-__all__ = ["Sum", "column_sums"]
+__all__ = ["Sum", "column_sums", "image_sums", "product"]
 
 # Terms that are added one after another: their rounding errors stay near the format's precision.
 CHAIN = 256
+PART = 512  # the same, in one product of matrices
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Sum(struct.PyTreeNode):
@@ -50,3 +52,32 @@ def column_sums(x: jax.Array) -> jax.Array:
         # The barrier keeps XLA from joining the sums into a single long chain.
         x = jax.lax.optimization_barrier(jnp.sum(x.reshape(-1, chain, x.shape[1]), 1))
     return x[0]
+
+
+def image_sums(maps: jax.Array) -> jax.Array:
+    """Sums of maps `[batch, s, s, c]` over positions in short chains, `[batch, c]`."""
+    return jax.vmap(column_sums)(maps.reshape(maps.shape[0], -1, maps.shape[3]))
+
+
+def product(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`[n, r]` and `[n, c]` -> their product `[r, c]`, summed over n in parts of 512.
+
+    A float32 product of matrices may add in one long chain.
+    """
+    length = rows.shape[0]
+    if length <= PART:
+        return _dot(rows, columns)
+    parts = [
+        jnp.pad(x, ((0, -length % PART), (0, 0))).reshape(-1, PART, x.shape[1])
+        for x in (rows, columns)
+    ]
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _dot(*part), None
+
+    start = _dot(parts[0][0], parts[1][0])
+    return jax.lax.scan(add, start, (parts[0][1:], parts[1][1:]))[0]
+
+
+def _dot(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), precision=_HIGHEST)

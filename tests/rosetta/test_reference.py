@@ -27,12 +27,29 @@ def test_resize_and_its_adjoint(small, big):
     np.testing.assert_allclose(resize.upsample(x, big), expected, atol=1e-6)
     product = (np.asarray(resize.adjoint(y, small)) * x).sum((1, 2))
     np.testing.assert_allclose(product, (y * expected).sum((1, 2)), atol=1e-4)
-    total, square = resize.moments(x, big)
+    total, square = resize.moments(x, (big,))[0]
     np.testing.assert_allclose(total, expected.sum((0, 1, 2)), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(square, (expected**2).sum((0, 1, 2)), rtol=1e-5)
     if small < big:
         with pytest.raises(ValueError, match=f"not from {big} to {small} cells"):
             resize.upsample(y, small)
+
+
+def test_several_sizes_at_once():
+    """Bands of rows (112 cells in eight, 13 in one) give what the whole matrices give."""
+    random = np.random.default_rng(1)
+    for big, sizes in ((112, (4, 7, 28, 32, 112)), (13, (8, 13))):
+        y = random.normal(size=(2, big, big, 3)).astype(np.float32)
+        for size, found in zip(sizes, resize.adjoints(y, sizes), strict=True):
+            m = resize.matrix(size, big)
+            expected = np.einsum("oi,boqc,qj->bijc", m, y, m, optimize=True)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+    x = random.normal(size=(3, 7, 7, 2)).astype(np.float32)
+    sizes = (32, 7, 8)
+    for size, (total, square) in zip(sizes, resize.moments(x, sizes), strict=True):
+        expected = enlarge(x, size).numpy()
+        np.testing.assert_allclose(total, expected.sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(square, (expected**2).sum((0, 2, 3)), rtol=1e-5)
 
 
 def published(batches, a, b):
