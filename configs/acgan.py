@@ -5,6 +5,7 @@ Paper:    Dravid, Schiffers, Wu, Cossairt, Katsaggelos, "Investigating the Poten
 Command:  python launch.py --config=configs/acgan.py
 Cost and numbers: medical/README.md.
 Variants: smoke (CI), mnist, digits (MNIST, 20 of each class, five seeds: the acceptance check),
+          long (ten times the steps, eight seeds, GANs augmented, too: for an accelerator),
           paper (published widths, batch, optimiser and number of steps, for an accelerator; the
           published subset sizes are not known, these are 10 to 1000), cifar and xray (the same for
           the published networks of 32 and 128 pixels; --config.data.source=... is yours).
@@ -24,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.per_class = (5, 20, 100)
     config.seeds = (0, 1, 2)
     config.methods = ("cnn", "cnn_augmented", "acgan", "wacgan_gp", "wacgan_gpt", "cnn_samples")
-    config.population = "auto"  # vmap or map; auto: map on CPUs
+    config.population = "vmap"  # all trials at once; or map, one after another: less memory
     config.samples = 32  # of each class and trial, for diversity and pictures
     config.data = ConfigDict(
         dict(source="fashion", size=28, seed=0, validation_per_class=50, test_per_class=200)
@@ -66,6 +67,13 @@ _CHANGES: dict[str, dict] = {
         methods=("cnn", "acgan", "wacgan_gp", "wacgan_gpt"),
         data=dict(source="mnist", test_per_class=150),
         schedule=dict(flip=False),
+    ),
+    "long": dict(
+        per_class=(5, 10, 20, 50, 100),
+        seeds=tuple(range(8)),
+        methods=("cnn", "cnn_augmented", "wacgan_gpt_augmented", "acgan_augmented", "wacgan_gpt",
+                 "acgan", "cnn_augmented_samples"),
+        schedule=dict(num_steps=4000, eval_every=200),
     ),
     "paper": dict(
         per_class=(10, 50, 100, 500, 1000),

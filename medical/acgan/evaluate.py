@@ -113,12 +113,15 @@ def bootstrap(
     return [float(end) for end in np.quantile(drawn, (0.025, 0.975))]
 
 
-def adjust_all(tables: Mapping[str, dict[str, dict[str, Any]]]) -> None:
+def adjust_all(*baselines: Mapping[str, dict[str, dict[str, Any]]]) -> None:
     """Adds Holm's adjusted p values to the tables of all methods, in place.
 
     `mcnemar_holm` is adjusted over every McNemar test of the run, `holm` over every t test.
+
+    Args:
+      *baselines: method to its table, see `compare`, for each classifier compared with.
     """
-    rows = [row for table in tables.values() for row in table.values()]
+    rows = [row for tables in baselines for table in tables.values() for row in table.values()]
     exact = [p for row in rows for p in row["mcnemar"]]
     after = iter(adjust.holm(np.array(exact)).tolist() if exact else [])
     for row in rows:

@@ -46,10 +46,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         needs = ["data", *([f"train-{method.samples_of}"] if method.samples_of else [])]
         own = settings("net", "recipe", "schedule", "population", "samples", method=name)
         print(f"train-{name}: {len(trials)} trials")
-        alone(f"train-{name}", stages.train_method, own, needs)
+        alone(f"train-{name}", stages.train_method, own, needs, version=2)
         trained.append(f"train-{name}")
     every = ("data", *trained)
-    alone("measure", measure.measure, settings("net", "methods"), every)
+    alone("measure", measure.measure, settings("net", "methods"), every, version=2)
     alone("report", report.report, settings(source=config.data.source), (*every, "measure"))
     if distributed.is_main():
         page = publish(workdir, "measure/results.json")

@@ -22,18 +22,20 @@ def draw_accuracy(results: dict, path: Path) -> None:
                    logx=True)
 
 
-def draw_differences(results: dict, path: Path) -> None:
-    """Difference of each method's accuracy to the CNN's in points, with 95 % intervals."""
+def draw_differences(
+    results: dict, path: Path, key: str = "difference", baseline: str = "CNN"
+) -> None:
+    """Difference of each method's accuracy to a baseline's in points, with 95 % intervals."""
     places = [str(n) for n in results["sizes"]]
     values, errors = {}, {}
-    for name, table in results["difference"].items():
+    for name, table in results[key].items():
         title = METHODS[name].title
         values[title] = [100 * table[n]["mean"] for n in places]
         errors[title] = [100 * (table[n]["high"] - table[n]["mean"])
                          if table[n]["high"] is not None else 0.0 for n in places]
     figures.bars(path, [f"{n} of each class" for n in places], values, errors,
-                 "points of accuracy over the CNN",
-                 "Difference to the CNN, 95 % intervals")
+                 f"points of accuracy over the {baseline}",
+                 f"Difference to the {baseline}, 95 % intervals")
 
 
 def draw_samples(

@@ -19,6 +19,15 @@ def truncated_normal(key: jax.Array, shape: tuple[int, ...], limit: float = 1.0)
     return jax.random.truncated_normal(key, -limit, limit, shape)
 
 
+def codes(key: jax.Array, shape: tuple[int, ...], truncation: float) -> jax.Array:
+    """Codes of a generator: normal, truncated at a limit or (0) not.
+
+    Infinite limits are no substitute: uniform numbers that become truncated normal ones include the
+    end of their range, one in 2^23 of them, which would be a code of minus infinity.
+    """
+    return truncated_normal(key, shape, truncation) if truncation else jax.random.normal(key, shape)
+
+
 def gradient_penalty(
     critic: Critic, real: jax.Array, fake: jax.Array, share: jax.Array
 ) -> jax.Array:

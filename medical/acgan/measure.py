@@ -28,6 +28,10 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             for name, each in found.items()},
         "difference": {name: evaluate.compare(right[name], right["cnn"], trials)
                        for name in found if name != "cnn"},
+        "difference_augmented": {
+            name: evaluate.compare(right[name], right["cnn_augmented"], trials)
+            for name in found if "cnn_augmented" in found
+            and name not in ("cnn", "cnn_augmented")},
         "calibration_error": {name: by_size(trials, [
             evaluate.calibration_error(logits, test.labels) for logits in each["best_logits"]])
             for name, each in found.items()},
@@ -41,7 +45,7 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
         "test_images": len(test.labels), "validation_images": len(arrays["validation_labels"]),
         "classes": header["classes"], "medical": header["medical"], "bad": header["bad"],
     }
-    evaluate.adjust_all(results["difference"])
+    evaluate.adjust_all(results["difference"], results["difference_augmented"])
     judge = make_judge(config, inputs["train-cnn"], trials, classes, test.images.shape[2:])
     for name, each in found.items():
         if "samples" in each:

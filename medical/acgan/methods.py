@@ -1,4 +1,8 @@
-"""The classifiers that are compared: CNNs and heads of auxiliary-classifier GANs, one trunk."""
+"""The classifiers that are compared: CNNs and heads of auxiliary-classifier GANs, one trunk.
+
+`cnn` is what all are compared with, `cnn_augmented` what they must beat to be of use: classical
+augmentation costs nothing. So that it can be a fair comparison, GANs may be augmented, too.
+"""
 
 import dataclasses
 from typing import Any
@@ -16,7 +20,8 @@ class Method:
       wasserstein: Wasserstein source loss with gradient penalty.
       truncation: limit of the codes, 0 for none.
       augmented: real images are shifted and mirrored.
-      samples_of: method whose trained generators give as many images as are real in each batch.
+      samples_of: method whose generators, after its last step, give as many images as are real in
+        each batch.
     """
 
     title: str
@@ -40,6 +45,13 @@ METHODS: dict[str, Method] = {
     "acgan": Method("AC-GAN", adversarial=True),
     "wacgan_gp": Method("WAC-GAN-GP", adversarial=True, wasserstein=True),
     "wacgan_gpt": Method("WAC-GAN-GPT", adversarial=True, wasserstein=True, truncation=1.0),
+    "acgan_augmented": Method("AC-GAN, augmented", adversarial=True, augmented=True),
+    "wacgan_gpt_augmented": Method(
+        "WAC-GAN-GPT, augmented", adversarial=True, wasserstein=True, truncation=1.0,
+        augmented=True),
+    "cnn_augmented_samples": Method(
+        "CNN, augmented, samples of augmented WAC-GAN-GPT", augmented=True,
+        samples_of="wacgan_gpt_augmented"),
 }
 
 

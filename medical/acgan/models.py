@@ -4,12 +4,15 @@ The discriminator's class head is the classifier; a CNN baseline is trunk and cl
 layouts are those of the released code.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
+from medical.acgan import products
 
 _DCGAN = nn.initializers.normal(0.02)
 
@@ -25,12 +28,14 @@ class Generator(nn.Module):
       classes: number of classes, given one-hot beside the code.
       size: 28, or 4 times 2 to the power of the number of widths.
       channels: of the images.
+      products: convolutions as matrix products, for populations under `vmap`.
     """
 
     widths: tuple[int, ...] = (512, 256, 128)
     classes: int = 10
     size: int = 28
     channels: int = 1
+    products: bool = False
 
     @nn.compact
     def __call__(self, z: jax.Array, labels: jax.Array, train: bool = False) -> jax.Array:
@@ -39,9 +44,10 @@ class Generator(nn.Module):
         x = nn.Dense(16 * self.widths[0], use_bias=False, kernel_init=_DCGAN, name="start")(x)
         x = x.reshape(-1, 4, 4, self.widths[0])
         after = (*self.widths[1:], self.channels)
+        layer: Any = products.ConvTranspose2x if self.products else ConvTranspose2x
         for i, (width, kernel) in enumerate(zip(after, kernels, strict=True)):
             x = nn.BatchNorm(not train, momentum=0.9, name=f"norm{i}")(x)
-            x = ConvTranspose2x(
+            x = layer(
                 width, (kernel, kernel), torch_padding((kernel, kernel), 1), use_bias=False,
                 kernel_init=_DCGAN, name=f"up{i}")(nn.relu(x))
         return jnp.tanh(x)
@@ -69,19 +75,21 @@ class Discriminator(nn.Module):
       classes: number of classes.
       norm: "batch" (as released) or "none": with batch normalisation the gradient penalty of one
         image depends on the others.
+      products: as of `Generator`.
     """
 
     widths: tuple[int, ...] = (128, 256, 512)
     classes: int = 10
     norm: str = "batch"
+    products: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         if self.norm not in ("batch", "none"):
             raise ValueError(f"norm {self.norm!r}; known: batch, none")
+        layer: Any = products.Conv if self.products else Conv
         for i, width in enumerate(self.widths):
-            x = Conv(width, (4, 4), 2, 1, use_bias=False, kernel_init=_DCGAN,
-                        name=f"conv{i}")(x)
+            x = layer(width, (4, 4), 2, 1, use_bias=False, kernel_init=_DCGAN, name=f"conv{i}")(x)
             if self.norm == "batch":
                 x = nn.BatchNorm(not train, momentum=0.9, name=f"norm{i}")(x)
             x = nn.leaky_relu(x, 0.2)
@@ -97,16 +105,19 @@ class AlexDiscriminator(nn.Module):
       widths: channels of the five convolutions; (64, 192, 384, 256, 256) as published.
       dense: units of the two dense layers in front of each head; 4096 as published.
       classes: number of classes.
+      products: as of `Generator`.
     """
 
     widths: tuple[int, ...] = (64, 192, 384, 256, 256)
     dense: int = 4096
     classes: int = 10
+    products: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        layer: Any = products.Conv if self.products else Conv
         for i, width in enumerate(self.widths):
-            x = nn.relu(Conv(width, (3, 3), 2 if i == 0 else 1, 1, name=f"conv{i}")(x))
+            x = nn.relu(layer(width, (3, 3), 2 if i == 0 else 1, 1, name=f"conv{i}")(x))
             if i in (0, 1, len(self.widths) - 1):
                 x = nn.max_pool(x, (2, 2), (2, 2))
         flat = x.reshape(x.shape[0], -1)

@@ -16,11 +16,11 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common.sharding import AXES, make_mesh, place
-from medical.acgan import augment, train
-from medical.acgan.methods import Method
+from medical.acgan import augment, losses, train
+from medical.acgan.methods import METHODS, Method
 
 PyTree = Any
-MODES = ("auto", "vmap", "map")
+MODES = ("vmap", "map")
 SCORED = 500
 """Images that the validation sends through the network at once."""
 
@@ -107,7 +107,7 @@ def init(
 
 def make_chunk(
     generator: nn.Module, discriminator: nn.Module, method: Method, recipe: train.Recipe,
-    schedule: Schedule, mode: str = "auto", mesh: Mesh | None = None,
+    schedule: Schedule, mode: str = "vmap", mesh: Mesh | None = None,
 ) -> Callable[[Population, PyTree, jax.Array], tuple[Population, dict[str, jax.Array]]]:
     """Returns the pure program of the steps between two validations, for all trials.
 
@@ -120,9 +120,9 @@ def make_chunk(
       method: what is trained.
       recipe: of the training step.
       schedule: steps and batches.
-      mode: "vmap" runs all trials at once; "map" one after another within the program, which is
-        faster on CPUs, where convolutions with a batch of kernels are slow; "auto" is "map" on a
-        CPU and "vmap" elsewhere.
+      mode: "vmap" runs all trials at once: the networks should be those of `products`, since
+        convolutions with a batch of kernels are slow everywhere. "map" runs one after another
+        within the program, which takes less memory.
       mesh: devices over which the trials are divided; each runs its own without communication.
 
     Raises:
@@ -130,8 +130,6 @@ def make_chunk(
     """
     if mode not in MODES:
         raise ValueError(f"config.population {mode!r}; known: {', '.join(MODES)}")
-    if mode == "auto":
-        mode = "map" if jax.default_backend() == "cpu" else "vmap"
     step = train.make_train_step(generator, discriminator, recipe)
 
     def one(
@@ -192,7 +190,8 @@ def draw(
     if method.augmented:
         images = augment.shift_and_flip(keys[1], images, schedule.shift, schedule.flip)
     if method.samples_of:
-        z = jax.random.normal(keys[2], (schedule.batch_size, recipe.latent))
+        z = losses.codes(keys[2], (schedule.batch_size, recipe.latent),
+                         METHODS[method.samples_of].truncation)
         made: Any = generator.apply(frozen, z, labels)
         images, labels = jnp.concatenate([images, made]), jnp.concatenate([labels, labels])
     return {"image": images, "label": labels}

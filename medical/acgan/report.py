@@ -12,6 +12,9 @@ from medical.acgan.measure import read
 from medical.acgan.methods import METHODS
 
 WARNING = "Research software. Not a medical device and not for diagnosis."
+BASELINES = {"difference": ("differences.png", "CNN"),
+             "difference_augmented": ("differences_augmented.png", "augmented CNN")}
+"""Tables of differences: their figures, and what is compared with."""
 
 
 def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -19,8 +22,9 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     results = storage.load_json(inputs["measure"] / "results.json")
     arrays, _ = storage.load_arrays(inputs["data"] / "images.safetensors")
     figures.draw_accuracy(results, out / "accuracy.png")
-    if results["difference"]:
-        figures.draw_differences(results, out / "differences.png")
+    for key, (file, baseline) in BASELINES.items():
+        if results[key]:
+            figures.draw_differences(results, out / file, key, baseline)
     test, trials = stages.part(arrays, "test"), stages.trials_of(config)
     first = [int(np.flatnonzero(test.labels == c)[0]) for c in range(len(results["classes"]))]
     reals = test.images[first]
@@ -59,17 +63,19 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
         page.table(["", *heads], [
             [METHODS[name].title, *(cell(table[n]) for n in sizes)]
             for name, table in results[key].items()], caption)
-    page.section("Differences to the CNN", "Paired by seed. The t test over seeds asks about the "
+    page.section("Differences", "Paired by seed. The t test over seeds asks about the "
                  "methods; McNemar's test asks about two trained networks on the same test images. "
                  "The bootstrap draws seeds and test images again; of few seeds it is too narrow. "
                  "Both are adjusted by Holm over all tests of their kind.")
-    if results["difference"]:
-        page.figure(out / "differences.png")
-        page.table(["", "of each class", "difference", "95 % interval, t", "bootstrap", "p, t",
-                    "Holm", "seeds significantly better", "worse"], [
+    for key, (file, baseline) in BASELINES.items():
+        if not results[key]:
+            continue
+        page.figure(out / file)
+        page.table([f"less {baseline}", "of each class", "difference", "95 % interval, t",
+                    "bootstrap", "p, t", "Holm", "seeds significantly better", "worse"], [
             [METHODS[name].title, n, signed(row["mean"]), interval(row["low"], row["high"]),
              interval(*row["bootstrap"]), row["p"], row["holm"], *significant(row)]
-            for name, table in results["difference"].items() for n, row in table.items()],
+            for name, table in results[key].items() for n, row in table.items()],
             "Last columns: seeds whose McNemar test has an adjusted p below 0.05.")
     page.section("Checks", "Wanted of the class head of a GAN: at most "
                  f"{100 * evaluate.WITHIN:.0f} points below the CNN, and WAC-GAN-GPT at most "
@@ -84,9 +90,10 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
     page.table(["", *heads], [
         [METHODS[name].title, *(mean(table[n]) for n in sizes)]
         for name, table in results["calibration_error"].items()])
-    page.section("Samples", "Agreement: share of the samples to which the CNN of the most images "
-                 "gives the class asked for. Diversity: mean distance of two samples of a class, "
-                 "over that of two real test images.")
+    page.section("Samples", "Of the generators after the last step. Agreement: share of the "
+                 "samples to which the CNN of the most images gives the class asked for. "
+                 "Diversity: mean distance of two samples of a class, over that of two real test "
+                 "images.")
     for name, found in results["samples"].items():
         page.table([METHODS[name].title, *heads], [
             [what, *(mean(found[what][n]) for n in sizes)] for what in ("agreement", "diversity")])

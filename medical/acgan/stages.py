@@ -13,7 +13,7 @@ from common import rng, storage
 from common.checkpoint import Checkpointer
 from common.loop import fit
 from common.writer import Writer
-from medical.acgan import data, methods, models, population
+from medical.acgan import data, losses, methods, models, population
 from medical.acgan.data import Part, Trial
 
 PyTree = Any
@@ -43,7 +43,8 @@ def train_method(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None
     trials, classes = trials_of(config), len(header["classes"])
     method = methods.METHODS[config.method]
     generator, discriminator = make_nets(
-        config.net, classes, *arrays["train_images"].shape[2:])
+        config.net, classes, *arrays["train_images"].shape[2:],
+        products=config.population == "vmap")
     recipe = method.recipe(**dict(config.recipe), latent=config.net.latent)
     schedule = population.Schedule(**dict(config.schedule))
     mesh = population.mesh_for(len(trials))
@@ -62,7 +63,7 @@ def train_method(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None
         "frozen": None,
     }
     if method.samples_of:
-        saved = storage.load_tree(inputs[f"train-{method.samples_of}"] / "best.safetensors")
+        saved = storage.load_tree(inputs[f"train-{method.samples_of}"] / "last.safetensors")
         batch["frozen"] = population.placed(saved["generator"], mesh, True)
     chunk = population.make_chunk(
         generator, discriminator, method, recipe, schedule, config.population, mesh)
@@ -75,16 +76,16 @@ def train_method(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None
     writer.close()
     best = jax.tree.map(np.asarray, state.best)
     last = jax.tree.map(np.asarray, population.variables(state.trials))
-    if not method.adversarial:  # its generator has never been trained
-        best.pop("generator"), last.pop("generator")
-    storage.save_tree(out / "best.safetensors", best)
+    if method.adversarial:  # validation chooses a classifier; the generator is that of the end
+        storage.save_tree(out / "last.safetensors", {"generator": last["generator"]})
+    storage.save_tree(out / "best.safetensors", {"discriminator": best["discriminator"]})
     found = {
         "best_logits": all_logits(discriminator, best, arrays["test_images"]),
         "last_logits": all_logits(discriminator, last, arrays["test_images"]),
         "validation": np.asarray(state.history), "best_step": np.asarray(state.step)}
     if method.adversarial:
         found["samples"] = sample(
-            generator, best, classes, config.samples, recipe.latent, recipe.truncation,
+            generator, last, classes, config.samples, recipe.latent, recipe.truncation,
             rng.stream(jax.random.key(config.seed), "samples"))
     storage.save_arrays(out / "found.safetensors", found)
 
@@ -111,19 +112,20 @@ def trial_arrays(arrays: dict[str, np.ndarray], trials: list[Trial]) -> dict[str
 
 
 def make_nets(
-    net: ConfigDict, classes: int, size: int = 28, channels: int = 1
+    net: ConfigDict, classes: int, size: int = 28, channels: int = 1, *, products: bool = False
 ) -> tuple[models.Generator, Any]:
     """The networks of ``config.net`` for images ``[size, size, channels]``: the generator's widths
-    are the trunk's in reverse where they are not given."""
+    are the trunk's in reverse where they are not given. `products` changes how convolutions are
+    computed, not the parameters."""
     widths = tuple(int(width) for width in net.widths)
     up = tuple(int(width) for width in net.generator) or widths[::-1]
     models.kernels_of(size, len(up))
-    generator = models.Generator(up, classes, size, channels)
+    generator = models.Generator(up, classes, size, channels, products)
     if net.trunk == "alexnet":
-        return generator, models.AlexDiscriminator(widths, net.dense, classes)
+        return generator, models.AlexDiscriminator(widths, net.dense, classes, products)
     if net.trunk != "dcgan":
         raise ValueError(f"config.net.trunk {net.trunk!r}; known: dcgan, alexnet")
-    return generator, models.Discriminator(widths, classes, net.norm)
+    return generator, models.Discriminator(widths, classes, net.norm, products)
 
 
 def all_logits(
@@ -142,8 +144,7 @@ def sample(
     truncation: float, key: jax.Array,
 ) -> np.ndarray:
     """Samples uint8 ``[trials, classes, count, height, width, channels]`` from one set of codes."""
-    limit = truncation or np.inf
-    z = jax.random.truncated_normal(key, -limit, limit, (classes * count, latent))
+    z = losses.codes(key, (classes * count, latent), truncation)
     labels = jnp.repeat(jnp.arange(classes), count)
     run = jax.jit(lambda one: generator.apply(one, z, labels))
     trials = len(jax.tree.leaves(held)[0])

@@ -79,9 +79,7 @@ def make_train_step(
     adversarial = bool(recipe.source or recipe.fake_class)
 
     def draw(params: PyTree, stats: PyTree, key: jax.Array, labels: jax.Array) -> tuple:
-        shape = (len(labels), recipe.latent)
-        z = (losses.truncated_normal(key, shape, recipe.truncation) if recipe.truncation
-             else jax.random.normal(key, shape))
+        z = losses.codes(key, (len(labels), recipe.latent), recipe.truncation)
         return generator.apply({"params": params, **stats}, z, labels, train=True,
                                mutable=list(stats))
 

@@ -4,7 +4,6 @@ All functions take non-negative maps ``[batch, h, w]`` (see `magnitude`) and, wh
 known, boolean masks ``[batch, h, w]``; they return ``[batch]`` in NumPy, NaN where a mask is empty.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +92,8 @@ def deletion_insertion(
 
     Args:
       score: see the package; best a probability, so that means are comparable. One and the same
-        function (object) for several maps compiles once.
+        function (object) for several maps compiles once; a `jax.tree_util.Partial` of a function
+        and parameters does for several networks, too.
       images: ``[batch, h, w, c]``.
       maps: ``[batch, h, w]``; equal values come in a random order, the same for all maps.
       baseline: what pixels are replaced by, of the images' shape.
@@ -112,6 +112,8 @@ def deletion_insertion(
     first = jnp.asarray(rank.reshape(*maps.shape, 1))
 
     limits = jnp.asarray(np.linspace(0, count, steps + 1).round().astype(np.int32))
+    if not isinstance(score, jax.tree_util.Partial):
+        score = jax.tree_util.Partial(score)
     curves = _curves(score, images, baseline, first, limits)
     weight = np.full(steps + 1, 1 / steps)
     weight[[0, -1]] /= 2
@@ -119,9 +121,10 @@ def deletion_insertion(
     return deletion, insertion
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _curves(
-    score: Score, images: jax.Array, baseline: jax.Array, rank: jax.Array, limits: jax.Array
+    score: jax.tree_util.Partial, images: jax.Array, baseline: jax.Array, rank: jax.Array,
+    limits: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores ``[limits, batch]`` with the pixels of rank below each limit deleted, or inserted."""
 

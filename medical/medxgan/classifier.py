@@ -1,6 +1,7 @@
 """Training of the classifier that is then frozen and explained."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,8 +50,7 @@ def init(
 ) -> ClassifierState:
     """State before the first step, with the given parameters or random ones."""
     variables = net.init(key, images)
-    schedule = optax.cosine_decay_schedule(recipe.learning_rate, max(recipe.num_steps, 1))
-    optimiser = optax.adamw(schedule, weight_decay=recipe.weight_decay)
+    optimiser = _adamw(recipe.learning_rate, recipe.num_steps, recipe.weight_decay)
     params = variables["params"] if params is None else params
     variables = {name: tree for name, tree in variables.items() if name != "params"}
     if recipe.frozen:
@@ -62,6 +62,14 @@ def init(
     return ClassifierState(TrainState.create(params, optimiser), variables)
 
 
+@functools.cache
+def _adamw(rate: float, steps: int, decay: float) -> optax.GradientTransformation:
+    """One and the same for all seeds and controls, so that their states have one program."""
+    schedule = optax.cosine_decay_schedule(rate, max(steps, 1))
+    return optax.adamw(schedule, weight_decay=decay)
+
+
+@functools.cache
 def make_train_step(
     net: nn.Module, recipe: Recipe
 ) -> Callable[[ClassifierState, dict[str, jax.Array], jax.Array], tuple[ClassifierState, dict]]:
@@ -89,13 +97,18 @@ def make_train_step(
 
 def predict(net: nn.Module, variables: PyTree, images: np.ndarray, batch: int = 128) -> np.ndarray:
     """Logits ``[n, classes]``, computed in batches of one shape."""
-    apply = jax.jit(lambda v, x: net.apply(v, x))
+    apply = _applied(net)
     found = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
         found.append(np.asarray(apply(variables, padded))[: len(part)])
     return np.concatenate(found)
+
+
+@functools.cache
+def _applied(net: nn.Module) -> Callable:
+    return jax.jit(lambda variables, images: net.apply(variables, images))
 
 
 def _moved(images: jax.Array, shift: int, key: jax.Array) -> jax.Array:

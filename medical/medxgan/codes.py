@@ -35,7 +35,7 @@ def find_codes(
     starts = [invert.published_start(each, len(images), nets.latent) for each in keys]
     if header["encodes"]:
         assert nets.encoder is not None
-        mean, _ = jax.jit(nets.encoder.apply)(made["encoder"], target)
+        mean, _ = applied(nets.encoder)(made["encoder"], target)
         first = invert.Codes(mean[:, : nets.latent[0]], mean[:, nets.latent[0] :], starts[0].loss)
         # Further restarts keep the anatomy and draw another pathology.
         starts = [first, *(s._replace(z1=first.z1) for s in starts[1:])]
@@ -62,7 +62,7 @@ def find_negative(
                          f"{', '.join(NEGATIVES)}")
     if config.negative == "zero":
         return codes.z1, jnp.zeros_like(codes.z2)
-    positive = jax.jit(nets.generator.apply)(made["generator"], codes.z1, codes.z2)
+    positive = applied(nets.generator)(made["generator"], codes.z1, codes.z2)
     first, second = jax.random.split(key)
     start = invert.Codes(jax.random.normal(first, codes.z1.shape),
                          jax.random.normal(second, codes.z2.shape), codes.loss)
@@ -71,6 +71,12 @@ def find_negative(
     found = _program(nets, recipe)(made["generator"], frozen, positive, start,
                                    jnp.zeros(len(positive)), header["temperature"])
     return found.z1, found.z2
+
+
+@functools.cache
+def applied(net: Any) -> Callable[..., Any]:
+    """The jitted network, of its variables and inputs; one for all callers."""
+    return jax.jit(net.apply)
 
 
 @functools.cache

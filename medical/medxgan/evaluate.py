@@ -1,5 +1,7 @@
 """Numbers of a run: localisation with intervals, and the guards that must hold before it counts."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medical.explain import localise
+from medical.medxgan import codes
 from medical.medxgan.losses import margin
 from medical.medxgan.train import Nets, PyTree, sample_codes
 
@@ -30,12 +33,8 @@ def localisation(
     Deletion and insertion follow the probability of the positive class, from the image to its mean
     grey.
     """
-
-    def probability(x: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(margin(nets.classifier.apply(frozen, x)))
-
     black = jnp.broadcast_to(jnp.mean(images, axis=(1, 2, 3), keepdims=True), images.shape)
-    score = jax.jit(probability)
+    score = jax.tree_util.Partial(_programs(nets)[2], frozen)
     found = {}
     for name, values in maps.items():
         deletion, insertion = localise.deletion_insertion(score, jnp.asarray(images), values, black)
@@ -85,19 +84,30 @@ def disentanglement(
 ) -> dict[str, Any]:
     """Agreement of the classifier with the class asked for, as published: each anatomy once without
     pathology and three times with; and the healthy images, for the diversity guard."""
-    draw = jax.jit(lambda one, two: nets.generator.apply(generator, one, two))
-    judge = jax.jit(lambda x: margin(nets.classifier.apply(frozen, x)))
+    draw, judge, _ = _programs(nets)
     z1, _ = sample_codes(key, jnp.zeros(count, jnp.int32), nets.latent)
-    healthy = draw(z1, jnp.zeros((count, nets.latent[1])))
+    healthy = draw(generator, z1, jnp.zeros((count, nets.latent[1])))
     right = []
     for i in range(3):
         z2 = jax.random.normal(jax.random.fold_in(key, i), (count, nets.latent[1]))
-        right.append(np.asarray(judge(draw(z1, z2)) > 0))
+        right.append(np.asarray(judge(frozen, draw(generator, z1, z2)) > 0))
     return {
-        "negative_agreement": float(np.mean(np.asarray(judge(healthy)) <= 0)),
+        "negative_agreement": float(np.mean(np.asarray(judge(frozen, healthy)) <= 0)),
         "positive_agreement": float(np.mean(right)),
         "healthy": np.asarray(healthy),
     }
+
+
+@functools.cache
+def _programs(nets: Nets) -> tuple[Callable, Callable, Callable]:
+    """Generator, margin and probability of the classifier, each of its variables and the rest; one
+    compilation for the runs of all seeds and controls."""
+
+    def judge(frozen: PyTree, images: jax.Array) -> jax.Array:
+        return margin(nets.classifier.apply(frozen, images))
+
+    return (codes.applied(nets.generator), jax.jit(judge),
+            lambda frozen, images: jax.nn.sigmoid(judge(frozen, images)))
 
 
 def diversity(images: np.ndarray, count: int = 200) -> float:

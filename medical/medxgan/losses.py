@@ -16,7 +16,6 @@ class Objective:
       adversarial: weight of the discriminator's judgement in the generator's loss.
       class_weight: weight of the class feedback; 2 (brain) or 1 (COVID-19) as published.
       class_form: one of `CLASS_FORMS`, see `class_loss`.
-      temperature: divisor of the logits in the bounded form.
       reconstruction: weight of the mean squared error between images and ``G(E(image))``.
       kl: weight of the divergence of the codes from a standard normal law, nats of an image.
       counterfactual: weight of the class feedback that ``G(E(image).z1, 0)`` is negative.
@@ -29,7 +28,6 @@ class Objective:
     adversarial: float = 1.0
     class_weight: float = 2.0
     class_form: str = "bounded"
-    temperature: float = 1.0
     reconstruction: float = 0.0
     kl: float = 0.0
     counterfactual: float = 0.0
@@ -55,7 +53,8 @@ def margin(logits: jax.Array) -> jax.Array:
 
 
 def class_loss(
-    logits: jax.Array, labels: jax.Array, form: str, temperature: float = 1.0, cap: float = 4.0
+    logits: jax.Array, labels: jax.Array, form: str, temperature: float | jax.Array = 1.0,
+    cap: float = 4.0,
 ) -> jax.Array:
     """Loss of each image for not being of its class, ``[batch]``.
 

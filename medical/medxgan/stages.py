@@ -1,5 +1,7 @@
 """Stages of a medXGAN run: classifier, generator, inversion with maps."""
 
+import functools
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -66,17 +68,18 @@ def train_generator(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
     frozen = _tree(judge / "classifier.safetensors")
     deviation = storage.load_json(judge / "classifier.json")["validation_margin_deviation"]
     chosen = dict(config.objective)
+    temperature = chosen.pop("temperature")
     if chosen["class_form"] != "bounded":  # the published forms know no temperature
-        chosen["temperature"] = 1.0
-    elif not chosen["temperature"]:  # half the spread of the margins: feedback of order 1
-        chosen["temperature"] = max(deviation / 2, 0.1)
+        temperature = 1.0
+    elif not temperature:  # half the spread of the margins: feedback of order 1
+        temperature = max(deviation / 2, 0.1)
     objective = losses.Objective(**chosen)
     c = config.gan
     recipe = train.Recipe(c.learning_rate, c.discriminator_rate, c.ema_decay)
     if not objective.encodes:
         nets = train.Nets(nets.generator, nets.discriminator, nets.classifier, None, nets.latent)
     state = train.init(
-        nets, recipe, frozen, jnp.asarray(data["images"][:2]), _key(config, "init"))
+        nets, recipe, frozen, jnp.asarray(data["images"][:2]), _key(config, "init"), temperature)
     writer = Writer(out)
     with closing(Checkpointer(out / "checkpoints", keep=1)) as checkpointer:
         state = fit(
@@ -89,7 +92,7 @@ def train_generator(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
     if objective.encodes:
         tree["encoder"] = state.encoder_variables()
     storage.save_tree(out / "generator.safetensors", tree,
-                      {"temperature": objective.temperature, "encodes": objective.encodes})
+                      {"temperature": temperature, "encodes": objective.encodes})
 
 
 def explain(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -182,7 +185,13 @@ def interpolation(
     count: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images ``[points, count, ...]`` and probabilities from the negative to the positive codes."""
+    ends = (jnp.concatenate(end, -1)[:count] for end in (negative, positive))
+    path = _path_program(nets, points)(frozen, generator, *ends)
+    return np.asarray(path.images), np.asarray(jax.nn.sigmoid(path.scores))
 
+
+@functools.cache
+def _path_program(nets: train.Nets, points: int) -> Callable[..., latent.Path]:
     @jax.jit
     def run(judge: Any, made: Any, negative: jax.Array, positive: jax.Array) -> latent.Path:
         return latent.interpolate(
@@ -190,9 +199,7 @@ def interpolation(
             lambda z: nets.generator.apply(made, z[:, : nets.latent[0]], z[:, nets.latent[0] :]),
             negative, positive, points)
 
-    ends = (jnp.concatenate(end, -1)[:count] for end in (negative, positive))
-    path = run(frozen, generator, *ends)
-    return np.asarray(path.images), np.asarray(jax.nn.sigmoid(path.scores))
+    return run
 
 
 def load(folder: Path, part: str) -> Arrays:
@@ -205,7 +212,7 @@ def _tree(path: Path) -> Any:
 
 
 def _draw(nets: train.Nets, made: Any, z1: jax.Array, z2: jax.Array) -> np.ndarray:
-    return np.asarray(jax.jit(nets.generator.apply)(made["generator"], z1, z2))
+    return np.asarray(codes.applied(nets.generator)(made["generator"], z1, z2))
 
 
 def _key(config: ConfigDict, name: str) -> jax.Array:

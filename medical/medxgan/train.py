@@ -1,6 +1,7 @@
 """The training step of medXGAN: discriminator, then generator, beside a frozen classifier."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,12 +37,15 @@ class GanState(struct.PyTreeNode):
       discriminator: of the discriminator's parameters.
       stats: averages of batch normalisation of both, ``{}`` without it.
       frozen: variables of the classifier.
+      temperature: divisor of its logits in the bounded class feedback; it differs from classifier
+        to classifier, and so is no part of the program.
     """
 
     generator: TrainState
     discriminator: TrainState
     stats: PyTree
     frozen: PyTree
+    temperature: jax.Array
 
     @property
     def params(self) -> PyTree:
@@ -65,7 +69,10 @@ class Recipe:
     ema_decay: float = 0.0
 
 
-def init(nets: Nets, recipe: Recipe, frozen: PyTree, images: jax.Array, key: jax.Array) -> GanState:
+def init(
+    nets: Nets, recipe: Recipe, frozen: PyTree, images: jax.Array, key: jax.Array,
+    temperature: float = 1.0,
+) -> GanState:
     """State before the first step; `images` ``[batch, ...]`` give the shapes."""
     keys = jax.random.split(key, 3)
     z1, z2 = (jnp.zeros((len(images), d)) for d in nets.latent)
@@ -75,13 +82,18 @@ def init(nets: Nets, recipe: Recipe, frozen: PyTree, images: jax.Array, key: jax
     if nets.encoder is not None:
         params["encoder"] = nets.encoder.init(keys[2], images)["params"]
     return GanState(
-        TrainState.create(
-            params, optax.adam(recipe.learning_rate, 0.5, 0.999), recipe.ema_decay or None),
-        TrainState.create(
-            judged.pop("params"), optax.adam(recipe.discriminator_rate, 0.5, 0.999)),
+        TrainState.create(params, _adam(recipe.learning_rate), recipe.ema_decay or None),
+        TrainState.create(judged.pop("params"), _adam(recipe.discriminator_rate)),
         {"generator": made, "discriminator": judged},
         frozen,
+        jnp.float32(temperature),
     )
+
+
+@functools.cache
+def _adam(rate: float) -> optax.GradientTransformation:
+    """One and the same for all seeds and controls, so that their states have one program."""
+    return optax.adam(rate, 0.5, 0.999)
 
 
 def sample_codes(
@@ -94,6 +106,7 @@ def sample_codes(
     return z1, z2 * labels.astype(z2.dtype)[:, None]
 
 
+@functools.cache
 def make_train_step(
     nets: Nets, objective: Objective
 ) -> Callable[[GanState, dict[str, jax.Array], jax.Array], tuple[GanState, dict]]:
@@ -206,7 +219,7 @@ def _generator_loss(
     wanted = {"fake": labels, "reconstruction": labels, "negative": jnp.zeros_like(labels)}
     logits = nets.classifier.apply(state.frozen, jnp.concatenate([made[n] for n in names]))
     each = losses.class_loss(logits, jnp.concatenate([wanted[n] for n in names]),
-                             objective.class_form, objective.temperature)
+                             objective.class_form, state.temperature)
     feedback = dict(zip(names, jnp.split(each, len(names)), strict=True))
     judged = jnp.concatenate([made[n] for n in names if n != "reconstruction"])
     believed, _ = _judge(nets, judge, stats, judged, key)

@@ -38,7 +38,7 @@ def test_paired_comparison_with_the_baseline():
     assert row["bootstrap"][0] < row["mean"] < row["bootstrap"][1]
     same = table["b"]["20"]
     assert same["p"] is None and same["mcnemar"] == [1.0, 1.0] and same["bootstrap"] == [0.0, 0.0]
-    evaluate.adjust_all(table)
+    evaluate.adjust_all({"a": table["a"]}, {"b": table["b"]})
     exact = [p for t in table.values() for r in t.values() for p in r["mcnemar"]]
     after = [p for t in table.values() for r in t.values() for p in r["mcnemar_holm"]]
     assert after == adjust.holm(np.array(exact)).tolist() and len(after) == 8

@@ -94,8 +94,9 @@ def test_all_ways_to_run_agree(batch, start, mapped, mode):
     _, expected, metrics = mapped
     mesh = population.mesh_for(len(TRIALS)) if mode == "sharded" else None
     assert mesh is None or mesh.size == 4
+    nets = NETS if mesh else tuple(net.clone(products=True) for net in NETS)  # as a run does
     chunk = population.make_chunk(
-        *NETS, METHOD, RECIPE, SCHEDULE, "map" if mesh else mode, mesh)
+        *nets, METHOD, RECIPE, SCHEDULE, "map" if mesh else mode, mesh)
     state, placed = start, batch
     if mesh:
         state = population.placed(state, mesh, True)
@@ -156,6 +157,16 @@ def test_samples_join_the_real_images(batch, start):
     close(images[4:], NETS[0].apply(saved, z, labels[:4]), 1e-6)
 
 
+def test_samples_come_from_the_codes_of_their_generator(batch, start):
+    """Truncated where that of the samples was trained so, whatever the recipe of the CNN says."""
+    saved = population.take(start.best["generator"], 1)
+    given = (jax.random.key(0), population.take(batch["trial"], 1), batch["shared"], saved, NETS[0])
+    drawn = population.draw(*given, METHODS["cnn_augmented_samples"], RECIPE, SCHEDULE)
+    z = jax.random.truncated_normal(jax.random.split(given[0], 3)[2], -1, 1, (4, 3))
+    expected = NETS[0].apply(saved, z, drawn["label"][:4])
+    close(drawn["image"][4:], expected, 1e-6)
+
+
 def test_shifts_and_mirror_images():
     images = np.full((64, 5, 7, 1), -1, np.float32)
     images[:, 2, 2] = 1.0
@@ -174,5 +185,5 @@ def test_devices_divide_the_trials():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="num_steps 5 is not a positive multiple of eval_every 2"):
         population.Schedule(num_steps=5, eval_every=2, batch_size=4)
-    with pytest.raises(ValueError, match="config.population 'pmap'; known: auto, vmap, map"):
+    with pytest.raises(ValueError, match="config.population 'pmap'; known: vmap, map"):
         population.make_chunk(*NETS, METHOD, RECIPE, SCHEDULE, "pmap")

@@ -37,17 +37,22 @@ def write(folder):
 
 
 def test_from_table_to_report(tmp_path, capsys):
-    config = settings(per_class=(2, 3), seeds=(4, 5), methods=("cnn", "acgan", "cnn_samples"),
+    methods = ("cnn", "cnn_augmented", "acgan", "cnn_samples")
+    config = settings(per_class=(2, 3), seeds=(4, 5), methods=methods,
                       data=dict(source=write(tmp_path), validation_per_class=3, test_per_class=5))
     work = tmp_path / "run"
     experiment.run(config, work)
     results = storage.load_json(work / "results.json")
     assert results["sizes"] == [2, 3] and results["seeds"] == [4, 5] and results["medical"]
-    assert set(results["accuracy"]) == {"cnn", "acgan", "cnn_samples"}
+    assert set(results["accuracy"]) == set(methods)
     assert all(0 <= v <= 1 for t in results["accuracy"].values() for r in t.values()
                for v in r["each"])
     assert set(results["samples"]) == {"acgan"}
     assert set(results["difference"]["acgan"]) == {"2", "3"}
+    assert set(results["difference_augmented"]) == {"acgan", "cnn_samples"}
+    each = results["difference_augmented"]["acgan"]["3"]["each"]
+    first, second = (results["accuracy"][name]["3"]["each"] for name in ("acgan", "cnn_augmented"))
+    np.testing.assert_allclose(each, np.subtract(first, second), atol=1e-12)
     for steps in results["best_step"]["acgan"].values():
         assert set(steps) <= {2, 4}
     # The accuracy kept is the highest of the validations, and its step is theirs.
@@ -58,7 +63,7 @@ def test_from_table_to_report(tmp_path, capsys):
     assert set(saved) == {"discriminator"}
     page = re.sub(r'src="data:[^"]*"', "", (work / "report.html").read_text())
     assert "not for diagnosis" in page and "AC-GAN" in page and "nan" not in page
-    for name in ("accuracy", "differences", "samples_acgan"):
+    for name in ("accuracy", "differences", "differences_augmented", "samples_acgan"):
         assert (work / f"{name}.png").is_file()
     capsys.readouterr()
     experiment.run(config, work)
