@@ -185,7 +185,8 @@ def test_latent_shift_lowers_the_score_by_as_much_as_asked():
     shifts = latent.calibrated_shifts(net, generate, POSITIVE, 0.05, points=5)
     images, found = latent.latent_shift(net, generate, POSITIVE, shifts)
     assert shifts.shape == (5, 3) and images.shape == (5, 3, 8, 8, 1)
-    np.testing.assert_array_equal(images[-1], generate(POSITIVE))
+    # the last shift is 0; vmapped products may round otherwise
+    np.testing.assert_allclose(images[-1], generate(POSITIVE), atol=1e-6)
     drop = net(generate(POSITIVE)) - net(images[0])
     assert (drop >= 0.05 - 1e-4).all()
     np.testing.assert_allclose(found, jnp.abs(images - images[-1:]).max(0))
