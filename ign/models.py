@@ -22,7 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.nets.conv import Conv, conv_general_dilated
+from common.nets import conv_products
+from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
 
 KINDS = ("dcgan", "patch")
@@ -134,36 +135,16 @@ class Autoencoder(nn.Module):
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
-class GridConv(nn.Module):
+def grid_conv(features: int, name: str | None = None) -> nn.Module:
     """3 x 3 convolution on a grid `[batch, rows, columns, channels]`, border of zeros.
 
     On CPUs a convolution, elsewhere the equal product of matrices: the networks of a population
     have a kernel each, which makes a grouped convolution of the one, for which there are no fast
-    programs, and a batched product of the other.
+    programs, and a batched product of the other. The parameters are the same.
     """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        if jax.default_backend() == "cpu":
-            numbers = ("NHWC", "HWIO", "NHWC")
-            y = conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-        else:
-            y = neighbourhoods(x) @ kernel.reshape(-1, self.features)
-        return y + jnp.broadcast_to(bias, y.shape)
-
-
-def neighbourhoods(x: jax.Array) -> jax.Array:
-    """`[..., rows, columns, channels]` -> `[..., rows, columns, 9 * channels]`: each cell with
-    those around it, row by row; zeros beyond the border."""
-    rows, columns = x.shape[-3:-1]
-    wide = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-    parts = [wide[..., i : i + rows, j : j + columns, :] for i in range(3) for j in range(3)]
-    return jnp.concatenate(parts, axis=-1)
+    if jax.default_backend() == "cpu":
+        return Conv(features, (3, 3), name=name)
+    return conv_products.Conv(features, (3, 3), padding=1, name=name)
 
 
 class PatchAutoencoder(nn.Module):
@@ -185,15 +166,15 @@ class PatchAutoencoder(nn.Module):
         x = x.reshape(-1, cells, side, cells, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, cells, cells, side * side * c.channels)
         for name in ("down0", "down1"):
-            x = finish(GridConv(c.width, name=name)(x), name, True, 0.2)
+            x = finish(grid_conv(c.width, name=name)(x), name, True, 0.2)
         x = x.reshape(-1, cells * cells * c.width)
         x = _hidden(c, x, "encode_hidden")
         x = nn.Dense(c.latent, name="encode")(x)
         x = _hidden(c, x, "decode_hidden")
         x = nn.Dense(cells * cells * c.width, name="decode")(x).reshape(-1, cells, cells, c.width)
         x = finish(x, "decode", True, 0.0)
-        x = finish(GridConv(c.width, name="up1")(x), "up1", True, 0.0)
-        x = GridConv(side * side * c.channels, name="up0")(x)
+        x = finish(grid_conv(c.width, name="up1")(x), "up1", True, 0.0)
+        x = grid_conv(side * side * c.channels, name="up0")(x)
         x = x.reshape(-1, cells, cells, side, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, c.size, c.size, c.channels)
         return jnp.tanh(x) if c.output == "tanh" else x

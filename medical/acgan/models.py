@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets import conv_products
 from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
-from medical.acgan import products
 
 _DCGAN = nn.initializers.normal(0.02)
 
@@ -44,7 +44,7 @@ class Generator(nn.Module):
         x = nn.Dense(16 * self.widths[0], use_bias=False, kernel_init=_DCGAN, name="start")(x)
         x = x.reshape(-1, 4, 4, self.widths[0])
         after = (*self.widths[1:], self.channels)
-        layer: Any = products.ConvTranspose2x if self.products else ConvTranspose2x
+        layer: Any = conv_products.ConvTranspose2x if self.products else ConvTranspose2x
         for i, (width, kernel) in enumerate(zip(after, kernels, strict=True)):
             x = nn.BatchNorm(not train, momentum=0.9, name=f"norm{i}")(x)
             x = layer(
@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         if self.norm not in ("batch", "none"):
             raise ValueError(f"norm {self.norm!r}; known: batch, none")
-        layer: Any = products.Conv if self.products else Conv
+        layer: Any = conv_products.Conv if self.products else Conv
         for i, width in enumerate(self.widths):
             x = layer(width, (4, 4), 2, 1, use_bias=False, kernel_init=_DCGAN, name=f"conv{i}")(x)
             if self.norm == "batch":
@@ -115,7 +115,7 @@ class AlexDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        layer: Any = products.Conv if self.products else Conv
+        layer: Any = conv_products.Conv if self.products else Conv
         for i, width in enumerate(self.widths):
             x = nn.relu(layer(width, (3, 3), 2 if i == 0 else 1, 1, name=f"conv{i}")(x))
             if i in (0, 1, len(self.widths) - 1):

@@ -120,7 +120,7 @@ def make_chunk(
       method: what is trained.
       recipe: of the training step.
       schedule: steps and batches.
-      mode: "vmap" runs all trials at once: the networks should be those of `products`, since
+      mode: "vmap" runs all trials at once: the networks should be made of `conv_products`, since
         convolutions with a batch of kernels are slow everywhere. "map" runs one after another
         within the program, which takes less memory.
       mesh: devices over which the trials are divided; each runs its own without communication.

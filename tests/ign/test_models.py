@@ -135,11 +135,12 @@ def test_mistakes(changes, message):
 
 @pytest.mark.parametrize("members", [0, 3])
 def test_the_grid_convolution_is_a_product_of_matrices_elsewhere(members, monkeypatch):
-    layer = models.GridConv(5)
     shape = (members, 2, 4, 6, 3) if members else (2, 4, 6, 3)
     x = jax.random.normal(jax.random.key(0), shape)
 
     def outputs():
+        layer = models.grid_conv(5)
+
         def one(key, x):
             params = layer.init(key, x)
             return layer.apply(params, x), jax.grad(
@@ -151,6 +152,7 @@ def test_the_grid_convolution_is_a_product_of_matrices_elsewhere(members, monkey
 
     convolved = outputs()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not isinstance(models.grid_conv(5), type(models.Conv(5, (3, 3))))
     multiplied = outputs()
     for a, b in zip(*map(jax.tree.leaves, (convolved, multiplied)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
