@@ -47,6 +47,17 @@ def test_learns_what_is_planted(problem, fitted):
     np.testing.assert_array_equal(fitted.epoch, fitted.validation_loss.argmin(axis=1))
 
 
+def test_the_kept_epochs_loss_is_that_of_a_trials_own_validation_scans(problem, fitted):
+    _, labels, roles = problem
+    counts = (roles == 1).sum(axis=1)
+    assert (counts % RECIPE.eval_batch).any()  # some rows of the program do not count
+    right = np.take_along_axis(np.asarray(fitted.logits), labels[..., None], 2)[..., 0]
+    each = jax.nn.logsumexp(fitted.logits, axis=2) - right
+    expected = [row[role == 1].mean() for row, role in zip(each, roles, strict=True)]
+    kept = np.asarray(fitted.validation_loss)[np.arange(len(roles)), fitted.epoch]
+    np.testing.assert_allclose(kept, np.stack(expected), rtol=1e-4)
+
+
 def test_trials_are_the_same_side_by_side_and_alone(problem, fitted):
     """All devices, one after the other, or `vmap`: the same trials."""
     x, labels, roles = problem

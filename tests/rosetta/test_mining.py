@@ -45,6 +45,14 @@ def test_equals_brute_force(mined):
         assert np.abs(expected).max() > 0.5
 
 
+def test_half_of_a_models_own_table_is_the_others_transpose(mined):
+    """Without exchanged images; with them, both halves are computed."""
+    maps, _, _ = mined
+    plan = plan_of(maps, pairs=(("gan", "gan"),))
+    table = tables.correlations(plan, mine(plan, maps, [8, 8, 8]), ("gan", "gan"))
+    np.testing.assert_allclose(table, brute_force(maps["gan"], maps["gan"]), atol=1e-5)
+
+
 def test_batches_do_not_matter(mined):
     maps, plan, state = mined
     other = mine(plan, maps, [12, 12])
