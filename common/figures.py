@@ -221,6 +221,8 @@ def heatmap(
 ) -> pathlib.Path:
     """A matrix `[rows, columns]` as colours; small ones with their values, signed ones around 0.
 
+    A matrix of whole numbers is written without decimals.
+
     Args:
       path: PNG file to write.
       matrix: `[rows, columns]`; NaN is left blank.
@@ -243,6 +245,7 @@ def heatmap(
         high = max(-low, high)
         low = -high
     annotate = rows <= 14 and columns <= 14
+    counts = bool(np.all(matrix[np.isfinite(matrix)] % 1 == 0))
     size = (np.clip(0.62 * columns + 2.4, 4, 10), np.clip(0.5 * rows + 1.4, 3.2, 9))
     with _axes(path, "", "", title, size=size) as axes:
         axes.grid(visible=False)
@@ -255,11 +258,13 @@ def heatmap(
             if np.isfinite(value):
                 brightness = np.dot(shown.cmap(shown.norm(value))[:3], (0.299, 0.587, 0.114))
                 ink = "white" if brightness < 0.5 else "#1a1c21"
-                axes.text(c, r, _short(value), ha="center", va="center", color=ink, fontsize=8.5)
+                text = f"{value:,.0f}".replace("-", "−") if counts else _short(value)
+                axes.text(c, r, text, ha="center", va="center", color=ink, fontsize=8.5)
         if row_labels is not None:
             axes.set_yticks(range(rows), row_labels)
         if column_labels is not None:
-            long = max(map(len, column_labels), default=0) > 7
+            inches = (size[0] - 2.4) / max(columns, 1)  # of a column; a letter has about 0.08
+            long = 0.08 * max(map(len, column_labels), default=0) > 0.9 * inches
             axes.set_xticks(range(columns), column_labels)
             for text in axes.get_xticklabels() if long else ():
                 text.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")

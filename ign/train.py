@@ -58,6 +58,8 @@ class Recipe:
         warmup: steps over which the learning rate rises from 0.
         tightness_start: step until which the tightness weighs nothing.
         tightness_warmup: steps over which it then rises to its weight, linearly.
+        tightness_decay_from: share of `num_steps` after which it falls linearly to 0; 1 keeps it.
+        matching_decay_from: the same of the matching term's weight.
         input_noise: deviation of noise added to the images before reconstruction, clipped to
             [-1, 1]; 0 reconstructs the images themselves.
         random_noise: each image's deviation is uniform between 0 and `input_noise`.
@@ -85,6 +87,8 @@ class Recipe:
     warmup: int = 0
     tightness_start: int = 0
     tightness_warmup: int = 0
+    tightness_decay_from: float = 1.0
+    matching_decay_from: float = 1.0
     input_noise: float = 0.0
     random_noise: bool = False
     target: str = "nearest"
@@ -123,6 +127,23 @@ class Recipe:
         )
         start = rise if self.warmup else hold
         return optax.join_schedules([start, hold, fall], [self.warmup, max(first, self.warmup)])
+
+    def weights_at(self, step: jax.Array, weights: Weights) -> Weights:
+        """The weights of a step: tightness and matching follow their schedules."""
+        done = jnp.asarray(step, jnp.float32)
+        rise = jnp.float32(1.0)
+        if self.tightness_start or self.tightness_warmup:
+            rise = (done - self.tightness_start) / max(self.tightness_warmup, 1)
+
+        def fall(share: float) -> jax.Array:
+            first = share * self.num_steps
+            return 1.0 - (done - first) / max(self.num_steps - first, 1.0)
+
+        tightness = jnp.minimum(rise, fall(self.tightness_decay_from))
+        return weights.replace(
+            tightness=weights.tightness * jnp.clip(tightness, 0.0, 1.0),
+            matching=weights.matching * jnp.clip(fall(self.matching_decay_from), 0.0, 1.0),
+        )
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with the schedule, after clipping of the gradient's norm."""
@@ -183,11 +204,7 @@ def make_train_step(
             chosen, target, bank, memory = _match(state, made, key, recipe, apply)
             name = "noise" if objective.joint else "matched"
             made = made._replace(**{name: chosen}, target=target)
-        ramp = jnp.float32(1.0)
-        if recipe.tightness_start or recipe.tightness_warmup:
-            done = state.train.step.astype(jnp.float32) - recipe.tightness_start
-            ramp = jnp.clip(done / max(recipe.tightness_warmup, 1), 0.0, 1.0)
-        weights = state.weights.replace(tightness=state.weights.tightness * ramp)
+        weights = recipe.weights_at(state.train.step, state.weights)
         grads, metrics = function(apply, state.params, made, weights, objective)
         metrics["grad_norm"] = optax.tree.norm(grads)
         stats = state.batch_stats

@@ -22,6 +22,7 @@ import numpy as np
 
 from common import porting, registry, tfjs_reader
 from common.nets import face_images
+from common.nets.pool import max_pool
 from common.nets.separable import SeparableConv
 
 __all__ = ["MARGIN", "AgeGender", "load_params", "predict", "predict_all"]
@@ -52,7 +53,7 @@ class ReductionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = SeparableConv(self.channels, name="separable_conv0")(nn.relu(x))
         y = SeparableConv(self.channels, name="separable_conv1")(nn.relu(y))
-        y = nn.max_pool(y, (3, 3), (2, 2), "SAME")
+        y = max_pool(y, (3, 3), (2, 2), "SAME")
         return y + nn.Conv(self.channels, (1, 1), 2, name="expansion_conv")(x)
 
 

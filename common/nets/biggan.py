@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import porting
+from common.nets.pool import max_pool
 
 __all__ = ["VARIANTS", "BigGan", "from_tensors", "tap_names"]
 
@@ -115,8 +116,8 @@ class Attention(nn.Module):
         theta = conv("theta", channels // 8, x)
         phi, g = conv("phi", channels // 8, x), conv("g", channels // 2, x)
         query = theta.reshape(batch, -1, channels // 8)
-        key = nn.max_pool(phi, (2, 2), (2, 2)).reshape(batch, -1, channels // 8)
-        value = nn.max_pool(g, (2, 2), (2, 2)).reshape(batch, -1, channels // 2)
+        key = max_pool(phi, (2, 2), (2, 2)).reshape(batch, -1, channels // 8)
+        value = max_pool(g, (2, 2), (2, 2)).reshape(batch, -1, channels // 2)
         weights = nn.softmax(jnp.einsum("bqc,bkc->bqk", query, key))
         y = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(batch, height, width, -1)
         o = conv("o_conv", channels, y)

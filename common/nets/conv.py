@@ -5,6 +5,10 @@ features) only at the top of a program. Gradients come in other forms, so within
 `lax.map`, `lax.cond` and the like they fall to naive loops, 10 to 40 times slower
 (`benchmarks/convolutions_in_loops.py`). Here both gradients are written as convolutions of that
 form to begin with; on other devices, and for what they do not cover, nothing is changed.
+
+The fast kernels also refuse a window that is larger than the image, whatever is padded around it:
+the gradient of a kernel whose output is larger than its input, as in transposed convolutions, was
+ten to thirty times slower for that. Such images are padded first.
 """
 
 import functools
@@ -16,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
+_FEW = 4  # input channels up to which a product of matrices is faster
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -71,6 +76,15 @@ def _conv(
     precision: Any,
 ) -> jax.Array:
     """`inner` and `outer` are the dilations of image and kernel."""
+    spans = [(n - 1) * d + 1 for n, d in zip(kernel.shape[:2], outer, strict=True)]
+    sizes = [(n - 1) * d + 1 for n, d in zip(x.shape[1:3], inner, strict=True)]
+    if any(span > size for span, size in zip(spans, sizes, strict=True)):
+        ends = [(*pair, d - 1) for pair, d in zip(pads, inner, strict=True)]
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+        x = jax.lax.optimization_barrier(x)  # or the compiler makes it the convolution's padding
+        pads, inner = ((0, 0), (0, 0)), (1, 1)
+    elif x.shape[3] <= _FEW and inner == outer == (1, 1):
+        return _of_few_channels(x, kernel, strides, pads, precision)
     return jax.lax.conv_general_dilated(
         x, kernel, strides, pads, inner, outer, _NUMBERS, precision=precision)
 
@@ -98,7 +112,10 @@ def _backward(
         to_x.append((before, size + window - 1 - out - before))
         to_kernel.append((low, out + window - 1 - size - low))
     turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    dx = _conv(slope, turned, inner, _pads(to_x), strides, outer, precision)
+    if x.shape[3] <= _FEW and inner == outer == (1, 1):
+        dx = _slope_of_few_channels(x.shape, kernel, strides, pads, slope, precision)
+    else:
+        dx = _conv(slope, turned, inner, _pads(to_x), strides, outer, precision)
     # The kernel's gradient: channels take the place of the batch, and the batch of the channels.
     dk = _conv(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), outer, _pads(to_kernel),
                inner, strides, precision)
@@ -106,6 +123,53 @@ def _backward(
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _of_few_channels(
+    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, precision: Any
+) -> jax.Array:
+    """The convolution of `x` by a product of matrices: for few channels the fast kernels are not.
+
+    Strided slices are the patches, the first axes of the product are all pixels.
+    """
+    x = _padded(x, pads)
+    height, width, channels, features = kernel.shape
+    rows, columns = ((n - k) // s + 1 for n, k, s in
+                     zip(x.shape[1:3], (height, width), strides, strict=True))
+    patches = jnp.concatenate([
+        x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0],
+          j : j + (columns - 1) * strides[1] + 1 : strides[1]]
+        for i in range(height) for j in range(width)], axis=3)
+    flat = patches.reshape(-1, height * width * channels)
+    y = jnp.matmul(flat, kernel.reshape(-1, features), precision=precision)
+    return y.reshape(len(x), rows, columns, features)
+
+
+def _slope_of_few_channels(
+    shape: tuple[int, ...], kernel: jax.Array, strides: Pair, pads: Pads, slope: jax.Array,
+    precision: Any,
+) -> jax.Array:
+    """The gradient of `_of_few_channels` in an image of `shape`: a product, and a sum of shifts."""
+    height, width, channels, features = kernel.shape
+    flat = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+    made = jnp.matmul(slope.reshape(-1, features), flat, precision=precision)
+    made = made.reshape(*slope.shape[:3], height, width, channels)
+    sizes = [n + sum(pad) for n, pad in zip(shape[1:3], pads, strict=True)]
+    spans = [(n - 1) * s + 1 for n, s in zip(slope.shape[1:3], strides, strict=True)]
+    zero = jnp.zeros((), slope.dtype)
+    total: Any = zero
+    for i in range(height):
+        for j in range(width):
+            ends = [(0, 0, 0), (i, sizes[0] - spans[0] - i, strides[0] - 1),
+                    (j, sizes[1] - spans[1] - j, strides[1] - 1), (0, 0, 0)]
+            total = total + jax.lax.pad(made[:, :, :, i, j], zero, ends)
+    # What fell on the padding is cut off (negative padding is put back as zeros).
+    return _padded(total, tuple((-low, -high) for low, high in pads))
+
+
+def _padded(x: jax.Array, pads: Any) -> jax.Array:
+    ends = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ends)
 
 
 def _pair(values: Sequence[int]) -> Pair:

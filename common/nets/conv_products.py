@@ -2,7 +2,8 @@
 
 `vmap` over networks turns a convolution into one with a group for each network, for which neither
 CPUs nor accelerators have fast kernels, least of all for its gradients. Written as slices and one
-matrix product, it becomes a batched product. Parameters are those of
+matrix product, it becomes a batched product. Pixels are one axis in it: CPUs take several times as
+long for the gradients of a product over several axes. Parameters are those of
 `flax.linen.Conv` and `common.nets.conv_transpose.ConvTranspose2x`, results equal up to the order
 of summation.
 """
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 Pads = Sequence[tuple[int, int]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precision: Any = None
+) -> jax.Array:
     """Correlation of square strides.
 
     Blocks of ``stride x stride`` pixels are taken as channels, so that the kernel meets whole
@@ -28,6 +31,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
       kernel: ``[kh, kw, in, out]``.
       stride: of both axes.
       pads: zeros before and after each axis.
+      precision: of the product.
     """
     height, width, channels, features = kernel.shape
     blocks = -(-height // stride), -(-width // stride)
@@ -41,25 +45,29 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     x = x.transpose(0, 1, 3, 2, 4, 5)
     parts = [x[:, i : i + counts[0], j : j + counts[1]]
              for i in range(blocks[0]) for j in range(blocks[1])]
-    patches = jnp.stack(parts, axis=3).reshape(len(x), *counts, -1)
+    patches = jnp.stack(parts, axis=3).reshape(len(x) * counts[0] * counts[1], -1)
     kernel = _whole_blocks(kernel, blocks, stride).transpose(0, 2, 1, 3, 4, 5)
-    return patches @ kernel.reshape(-1, features)
+    y = jnp.matmul(patches, kernel.reshape(-1, features), precision=precision)
+    return y.reshape(len(x), *counts, features)
 
 
-def conv_transpose_2x(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+def conv_transpose_2x(
+    x: jax.Array, kernel: jax.Array, pads: Pads, precision: Any = None
+) -> jax.Array:
     """Transposed convolution of stride 2; see `common.nets.conv_transpose`.
 
     Args:
       x: ``[batch, height, width, in]``.
       kernel: ``[kh, kw, in, out]``, correlated as it is with the spread-out input.
       pads: pixels added around the spread-out input.
+      precision: of the product.
     """
     height, width, channels, features = kernel.shape
     blocks = -(-height // 2), -(-width // 2)
     # The kernel's last tap meets a pixel's first output: pixel i reaches 2 i + tap - cut.
     kernel = _whole_blocks(kernel[::-1, ::-1], blocks, 2).transpose(4, 0, 2, 1, 3, 5)
-    made = (x @ kernel.reshape(channels, -1)).reshape(
-        *x.shape[:3], *blocks, 4 * features)
+    made = jnp.matmul(x.reshape(-1, channels), kernel.reshape(channels, -1), precision=precision)
+    made = made.reshape(*x.shape[:3], *blocks, 4 * features)
     zero = jnp.zeros((), x.dtype)
     total: Any = 0
     for i in range(blocks[0]):

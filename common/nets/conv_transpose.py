@@ -5,7 +5,7 @@ kernel. Of the zeros' products none is needed: the output pixels of one parity o
 only ever meet the kernel taps of one parity of row and column, so each of the four parities
 ("phases") is a plain convolution of the input with every second tap. The result is the same up to
 the order of summation, and so are the gradients, which XLA computes slowly for spread-out inputs on
-CPUs.
+CPUs. Few output channels, as of images, are a product of matrices there (`conv_products`).
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets import conv_products
 from common.nets.conv import conv_general_dilated
 
 __all__ = ["ConvTranspose2x", "conv_transpose_2x", "torch_padding"]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_FEW = 4  # output channels up to which CPUs are faster with one product of matrices
 
 # Pixels added before and after each spatial axis of the spread-out input (negative: removed).
 Padding = str | Sequence[tuple[int, int]]
@@ -83,6 +85,10 @@ def conv_transpose_2x(
                for axis in (0, 1)]
     if min(lengths) < 1:
         raise ValueError(f"the output would be {lengths[0]} x {lengths[1]}")
+    if x.shape[1:3] == (1, 1):
+        return _of_one_pixel(x, kernel, pads, lengths, precision)
+    if kernel.shape[3] <= _FEW and jax.default_backend() == "cpu":
+        return conv_products.conv_transpose_2x(x, kernel, pads, precision)
     # All phases are computed with ceil(L / 2) rows and columns; the surplus of an odd L is cut off.
     counts = [-(-length // 2) for length in lengths]
     phases = [[_phase(kernel.shape[axis], pads[axis][0], parity) for parity in (0, 1)]
@@ -105,6 +111,18 @@ def conv_transpose_2x(
     y = jnp.stack(outputs, axis=3).reshape(x.shape[0], *counts, 2, 2, kernel.shape[3])
     y = y.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], 2 * counts[0], 2 * counts[1], -1)
     return y[:, :lengths[0], :lengths[1]]
+
+
+def _of_one_pixel(
+    x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], lengths: Sequence[int],
+    precision: Any,
+) -> jax.Array:
+    """A single pixel meets every tap once: output `before - t` is its product with tap `t`."""
+    y = jnp.einsum("bc,hwco->bhwo", x[:, 0, 0], kernel, precision=precision)[:, ::-1, ::-1]
+    starts = [pads[axis][0] - (kernel.shape[axis] - 1) for axis in (0, 1)]
+    ends = [(start, length - start - size, 0)
+            for start, length, size in zip(starts, lengths, kernel.shape[:2], strict=True)]
+    return jax.lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
 
 class ConvTranspose2x(nn.Module):

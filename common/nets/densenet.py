@@ -19,6 +19,7 @@ import numpy as np
 
 from common import porting
 from common.nets.conv import Conv
+from common.nets.pool import max_pool
 
 __all__ = ["DenseNet", "from_tensors"]
 
@@ -84,7 +85,7 @@ class DenseNet(nn.Module):
             return nn.relu(_norm(self, train, name)(y))
 
         x = Conv(self.stem, (7, 7), 2, 3, use_bias=False, name="conv0")(x)
-        x = nn.max_pool(norm("norm0", x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(norm("norm0", x), (3, 3), (2, 2), ((1, 1), (1, 1)))
         for number, layers in enumerate(self.blocks, 1):
             for index in range(1, layers + 1):
                 name = f"block{number}_layer{index}"

@@ -23,6 +23,7 @@ from jax import lax
 
 from common import porting, registry, tfjs_reader
 from common.nets import face_images
+from common.nets.pool import max_pool
 
 __all__ = ["FaceRecogniser", "MARGIN", "SAME_PERSON_DISTANCE", "embed", "embed_all", "load_params"]
 
@@ -88,7 +89,7 @@ class FaceRecogniser(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(ScaledConv(32, kernel=7, stride=2, name="conv32_down")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, (3, 3), (2, 2))
         for name, channels in _BLOCKS:
             x = ResidualBlock(channels, down="down" in name, name=name)(x)
         return nn.Dense(128, use_bias=False, name="fc")(jnp.mean(x, axis=(1, 2)))

@@ -26,6 +26,7 @@ from common.nets.conv_norm import (
     plain_names,
     rules,
 )
+from common.nets.pool import max_pool
 
 __all__ = ["InceptionResNetV2", "from_tensors"]
 
@@ -54,7 +55,7 @@ class InceptionResNetV2(nn.Module):
         conv, valid = layers(self.momentum, train)
 
         def largest(y: jax.Array) -> jax.Array:
-            return nn.max_pool(y, (3, 3), (2, 2))
+            return max_pool(y, (3, 3), (2, 2))
 
         def joined(at: str, y: jax.Array, branches: list[jax.Array], scale: float) -> jax.Array:
             found = jnp.concatenate(branches, -1)

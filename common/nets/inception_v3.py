@@ -19,6 +19,7 @@ import numpy as np
 
 from common import porting
 from common.nets.conv_norm import called, keras_numbers, layers, plain_names, rules
+from common.nets.pool import max_pool
 
 __all__ = ["STYLES", "InceptionV3", "from_tensors"]
 
@@ -53,7 +54,7 @@ class InceptionV3(nn.Module):
             return nn.avg_pool(y, (3, 3), (1, 1), pads, count_include_pad=False)
 
         def largest(y: jax.Array) -> jax.Array:
-            return nn.max_pool(y, (3, 3), (2, 2))
+            return max_pool(y, (3, 3), (2, 2))
 
         # Calls stand in the order in which Keras makes its layers: it numbers them.
         x = valid("Conv2d_1a_3x3", x, 32, stride=2)
@@ -97,7 +98,7 @@ class InceptionV3(nn.Module):
             tall = (conv(f"{at}3x3dbl_3a", twice, 384, 1, 3),
                     conv(f"{at}3x3dbl_3b", twice, 384, 3, 1))
             greatest = self.style == "fid" and letter == "c"
-            pooled = nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))) if greatest else mean(x)
+            pooled = max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))) if greatest else mean(x)
             pooled = conv(f"{at}_pool", pooled, 192, 1)
             x = jnp.concatenate([one, *wide, *tall, pooled], -1)
         return x

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import porting, registry, restricted_pickle
+from common.nets.pool import max_pool
 
 __all__ = ["Alex", "Vgg16", "load_params", "lpips"]
 
@@ -37,10 +38,10 @@ class Alex(nn.Module):
         features = []
         x = nn.relu(nn.Conv(64, (11, 11), 4, 2, name="conv0")(x))
         features.append(x)
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, (3, 3), (2, 2))
         x = nn.relu(nn.Conv(192, (5, 5), 1, 2, name="conv1")(x))
         features.append(x)
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, (3, 3), (2, 2))
         for index, channels in enumerate((384, 256, 256), start=2):
             x = nn.relu(nn.Conv(channels, (3, 3), 1, 1, name=f"conv{index}")(x))
             features.append(x)
@@ -56,7 +57,7 @@ class Vgg16(nn.Module):
         index = 0
         for channels, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
             if features:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, (2, 2), (2, 2))
             for _ in range(depth):
                 x = nn.relu(nn.Conv(channels, (3, 3), 1, 1, name=f"conv{index}")(x))
                 index += 1

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import porting
+from common.nets.pool import max_pool
 
 __all__ = ["ResNet", "from_tensors"]
 
@@ -94,7 +95,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = nn.Conv(self.stem, (7, 7), 2, 3, use_bias=False, name="conv1")(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name="bn1")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         taps = {}
         for number, (blocks, width) in enumerate(zip(self.stages, self.channels, strict=True), 1):
             for index in range(blocks):

@@ -20,6 +20,7 @@ import numpy as np
 
 from common import porting
 from common.nets.conv_norm import BN_PARTS, STYLES, ConvNorm, plain_names, rules
+from common.nets.pool import max_pool
 
 __all__ = ["ResNetTrunk", "from_tensors"]
 
@@ -55,7 +56,7 @@ class ResNetTrunk(nn.Module):
             return ConvNorm(maps, (kernel, kernel), stride, "VALID", _EPSILON[self.style],
                             self.momentum, rectified, name=name)(y, train)
 
-        x = nn.max_pool(conv("stem", x, self.stem, 7, 2), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(conv("stem", x, self.stem, 7, 2), (3, 3), (2, 2), ((1, 1), (1, 1)))
         for number, blocks in enumerate(self.stages, 1):
             width = self.stem << (number - 1)
             for index in range(blocks):

@@ -19,6 +19,7 @@ import numpy as np
 from common import porting
 from common.nets.conv import Conv
 from common.nets.conv_norm import BN_PARTS, STYLES, ConvNorm, called, keras_numbers, rules
+from common.nets.pool import max_pool
 from common.nets.separable import depthwise_conv
 
 __all__ = ["Xception", "from_tensors"]
@@ -80,7 +81,7 @@ class Xception(nn.Module):
                 y = y if (block, index) == (2, 1) else nn.relu(y)
                 y = separable(f"block{block}_sepconv{index}", y, width)
             pads = "SAME" if self.style == "keras" else ((1, 1), (1, 1))
-            return nn.max_pool(y, (3, 3), (2, 2), pads) + skip
+            return max_pool(y, (3, 3), (2, 2), pads) + skip
 
         x = plain("block1_conv1", x, 32, 3, 2, "VALID")
         x = plain("block1_conv2", x, 64, 3, 1, "VALID")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from common.nets import conv_products
 from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x, torch_padding
+from common.nets.pool import max_pool
 
 _DCGAN = nn.initializers.normal(0.02)
 
@@ -119,7 +120,7 @@ class AlexDiscriminator(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.relu(layer(width, (3, 3), 2 if i == 0 else 1, 1, name=f"conv{i}")(x))
             if i in (0, 1, len(self.widths) - 1):
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, (2, 2), (2, 2))
         flat = x.reshape(x.shape[0], -1)
 
         def head(name: str, units: int) -> jax.Array:

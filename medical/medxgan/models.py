@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x
+from common.nets.pool import max_pool
 
 _DCGAN = nn.initializers.normal(0.02)
 
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
         """Last convolution's output, ``[batch, size / 2^(n - 1), ..., widths[-1]]``."""
         del train
         for conv in self.convs[:-1]:
-            x = nn.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
+            x = max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
         return nn.relu(self.convs[-1](x))
 
     def head(self, found: jax.Array, train: bool = False) -> jax.Array:
@@ -79,11 +80,11 @@ class BrainClassifier(nn.Module):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(nn.relu(conv(x)), use_running_average=not train)
             if i < 2:
-                x = self.drop(nn.max_pool(x, (2, 2), (2, 2)), deterministic=not train)
+                x = self.drop(max_pool(x, (2, 2), (2, 2)), deterministic=not train)
         return x
 
     def head(self, found: jax.Array, train: bool = False) -> jax.Array:
-        x = self.drop(nn.max_pool(found, (2, 2), (2, 2)), deterministic=not train)
+        x = self.drop(max_pool(found, (2, 2), (2, 2)), deterministic=not train)
         return self.dense(x.reshape(x.shape[0], -1))
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

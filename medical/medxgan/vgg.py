@@ -17,6 +17,7 @@ import numpy as np
 
 from common import porting
 from common.nets.conv import Conv
+from common.nets.pool import max_pool
 
 __all__ = ["VggClassifier", "from_tensors"]
 
@@ -55,14 +56,14 @@ class VggClassifier(nn.Module):
             x = jnp.repeat(x, 3, axis=-1)
         convs = iter(self.convs)
         for number, (_, count) in enumerate(self.stages):
-            x = x if number == 0 else nn.max_pool(x, (2, 2), (2, 2))
+            x = x if number == 0 else max_pool(x, (2, 2), (2, 2))
             for _ in range(count):
                 x = nn.relu(next(convs)(x))
         return x
 
     def head(self, found: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[batch, classes]` of features."""
-        x = _grid(nn.max_pool(found, (2, 2), (2, 2)))
+        x = _grid(max_pool(found, (2, 2), (2, 2)))
         x = x.reshape(x.shape[0], -1)
         for index, dense in enumerate(self.denses):
             x = nn.relu(dense(x))

@@ -1,6 +1,7 @@
 """Convolution with gradients that stay fast inside loops: equal to `lax` in every form."""
 
 import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -25,9 +26,10 @@ def arrays(*shapes):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.parametrize("channels", [2, 5])  # few are products of matrices
 @pytest.mark.parametrize("kernel", [(3, 3), (4, 1)])
-def test_values_and_gradients_are_those_of_lax(kernel):
-    x, w = arrays((2, 9, 8, 2), (*kernel, 2, 3))
+def test_values_and_gradients_are_those_of_lax(kernel, channels):
+    x, w = arrays((2, 9, 8, channels), (*kernel, channels, 3))
     forms = [form[:4] for form in FORMS if form[4] == kernel]
     assert len(forms) == 48
 
@@ -48,8 +50,9 @@ def test_values_and_gradients_are_those_of_lax(kernel):
             np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4, err_msg=str(form))
 
 
-def test_a_gradient_penalty_has_the_same_gradient():
-    x, w = arrays((2, 8, 8, 2), (3, 3, 2, 3))
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_gradient_penalty_has_the_same_gradient(channels):
+    x, w = arrays((2, 8, 8, channels), (3, 3, channels, 3))
 
     def penalty(function):
         def slope_norm(w):
@@ -89,14 +92,25 @@ def test_the_module_is_that_of_flax_in_loops_and_batches_of_kernels():
                      expected, trained(ours, mapped))
 
 
-def test_gradients_come_in_the_form_that_fast_kernels_take():
-    x, w = arrays((2, 8, 8, 2), (3, 3, 2, 4))
+@pytest.mark.parametrize(("channels", "count"), [(2, 1), (5, 3)])
+def test_gradients_come_in_the_form_that_fast_kernels_take(channels, count):
+    x, w = arrays((2, 8, 8, channels), (3, 3, channels, 4))
     text = jax.jit(jax.grad(lambda x, w: jnp.sum(
         conv.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NUMBERS) ** 2),
         (0, 1))).lower(x, w).as_text()
     found = [line.split("dim_numbers = ")[1].split(",  window")[0].split(", window")[0]
              for line in text.splitlines() if "stablehlo.convolution" in line]
-    assert len(found) == 3 and set(found) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    assert len(found) == count and set(found) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+
+
+def test_no_window_is_larger_than_its_image():
+    """The fast kernels refuse those; here output, a window of the kernel's gradient, is larger."""
+    x, w = arrays((2, 3, 3, 8), (3, 3, 8, 8))
+    text = jax.jit(jax.grad(lambda x, w: jnp.sum(
+        conv.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), dimension_numbers=NUMBERS) ** 2),
+        (0, 1))).lower(x, w).compile().as_text()
+    windows = re.findall(r" convolution\(.*window=\{(size=5x5[^}]*)\}", text)
+    assert len(windows) == 1 and "pad" not in windows[0]
 
 
 def test_other_forms_are_left_to_lax():

@@ -13,16 +13,17 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ["SAME", "VALID", ((0, 0), (1, 2)), ((3, 1), (2, 2)), ((5, -1), (-1, 4))]
 
 
-def arrays(kernel, height=5, width=4):
+def arrays(kernel, height=5, width=4, features=4):
     keys = jax.random.split(jax.random.key(kernel), 2)
     x = jax.random.normal(keys[0], (2, height, width, 3))
-    return x, jax.random.normal(keys[1], (kernel, kernel, 3, 4))
+    return x, jax.random.normal(keys[1], (kernel, kernel, 3, features))
 
 
+@pytest.mark.parametrize("features", [4, 5])  # few are a product of matrices on CPUs
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
-def test_equals_lax(kernel, padding):
-    x, weights = arrays(kernel)
+def test_equals_lax(kernel, padding, features):
+    x, weights = arrays(kernel, features=features)
     expected = lax.conv_transpose(x, weights, (2, 2), padding, dimension_numbers=DIMENSIONS,
                                   precision="highest")
     actual = jax.jit(lambda x, w: conv_transpose_2x(x, w, padding, "highest"))(x, weights)
@@ -30,9 +31,31 @@ def test_equals_lax(kernel, padding):
     np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 0), (1, 2)), ((3, 4), (4, 4))])
+@pytest.mark.parametrize("kernel", [1, 4, 5])
+def test_one_pixel(kernel, padding):
+    x, weights = arrays(kernel, 1, 1)
+    if not isinstance(padding, str) and 2 - kernel + sum(padding[0]) < 1:
+        with pytest.raises(ValueError, match="the output would be"):
+            conv_transpose_2x(x, weights, padding)
+        return
+
+    def run(function, x, w):
+        y, back = jax.vjp(lambda x, w: function(x, w), x, w)
+        return y, *back(jnp.cos(y))
+
+    expected = run(lambda x, w: lax.conv_transpose(
+        x, w, (2, 2), padding, dimension_numbers=DIMENSIONS, precision="highest"), x, weights)
+    found = run(lambda x, w: conv_transpose_2x(x, w, padding, "highest"), x, weights)
+    for a, e in zip(found, expected, strict=True):
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a, e, atol=3e-5)
+
+
+@pytest.mark.parametrize("features", [4, 5])
 @pytest.mark.parametrize("kernel", [3, 4, 5])
-def test_gradients_equal_lax(kernel):
-    x, weights = arrays(kernel)
+def test_gradients_equal_lax(kernel, features):
+    x, weights = arrays(kernel, features=features)
 
     def loss(function):
         return lambda x, w: jnp.sum(jnp.sin(function(x, w)))

@@ -180,6 +180,10 @@ def test_heatmap_centres_signed_values_and_annotates_small_ones(tmp_path, drawn)
     texts = {(args[0], args[1]): args[2] for args, _ in drawn["text"] if isinstance(args[0], int)}
     assert texts == {(0, 0): "−1.00", (1, 0): "0.50", (1, 1): "3.00"}
     drawn.clear()
+    figures.heatmap(tmp_path / "n.png", [[-2, 1200], [np.nan, 3]])
+    texts = {(args[0], args[1]): args[2] for args, _ in drawn["text"] if isinstance(args[0], int)}
+    assert texts == {(0, 0): "−2", (1, 0): "1,200", (1, 1): "3"}
+    drawn.clear()
     figures.heatmap(tmp_path / "b.png", np.ones((20, 20)), limits=(0, 2))
     assert not [1 for args, _ in drawn.get("text", []) if isinstance(args[0], int)]
     with pytest.raises(ValueError, match=r"shape \(3,\)"):

@@ -101,6 +101,23 @@ def test_tightness_starts_later_and_rises():
     )
 
 
+def test_weights_follow_their_schedules():
+    recipe = train.Recipe(
+        100, tightness_start=10, tightness_warmup=20, tightness_decay_from=0.6,
+        matching_decay_from=0.8,
+    )  # fmt: skip
+    weights = losses.Weights(tightness=2.0, matching=3.0)
+    steps = (0, 20, 30, 60, 70, 80, 90, 100)
+    found = [recipe.weights_at(jnp.int32(n), weights) for n in steps]
+    tightness = [float(w.tightness) for w in found]
+    np.testing.assert_allclose(tightness, [0, 1, 2, 2, 1.5, 1, 0.5, 0], atol=1e-6)
+    matching = [float(w.matching) for w in found]
+    np.testing.assert_allclose(matching, [3, 3, 3, 3, 3, 3, 1.5, 0], atol=1e-6)
+    assert all(w.replace(tightness=2.0, matching=3.0) == weights for w in found)
+    kept = train.Recipe(100).weights_at(jnp.int32(99), weights)
+    assert (float(kept.tightness), float(kept.matching)) == (2.0, 3.0)
+
+
 def test_learning_rate_schedule():
     rate = train.Recipe(100, 0.5, warmup=10, decay_from=0.6).schedule()
     found = [float(rate(n)) for n in (0, 5, 10, 59, 80, 100)]
