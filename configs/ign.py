@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.noise = "normal"  # normal, half or hermitian; see ign/noise.py
     config.net = ConfigDict(
         dict(
-            kind="patch", width=32, latent=128, hidden=256, depth=1, norm="group",
+            kind="patch", width=32, latent=256, hidden=512, depth=1, linear=True, norm="group",
             dropout=0.0, conditional=False,
         )
     )
@@ -28,9 +28,9 @@ def get_config(variant: str = "") -> ConfigDict:
             metric="l2",  # l1, l2 or lpips
             reconstruction_metric="",  # "" is `metric`
             idempotence_form="drift",  # or purified
-            reconstruction=1.0,
-            idempotence=1.0,
-            tightness=0.1,
+            reconstruction=3.0,
+            idempotence=2.0,
+            tightness=1.2,
             matching=1.0,
             joint=True,  # idempotence and tightness on the matched noise
             clamp=1.5,  # 0: no clamp
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(
             seeds=(0,),  # one training for each
             mode="auto",  # vmap, map or auto; see ign/population.py
-            num_steps=2000,
+            num_steps=6000,
             batch_size=64,
             learning_rate=2e-3,
             betas=(0.9, 0.999),
@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
             warmup=100,
             tightness_start=0,
             tightness_warmup=500,
-            tightness_decay_from=1.0,  # share of the steps after which its weight falls to 0
+            tightness_decay_from=0.7,  # share of the steps after which its weight falls to 0
             matching_decay_from=1.0,
             input_noise=0.15,
             random_noise=False,  # uniform up to input_noise, for each image
@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint_every=1000,
         )
     )
-    config.probe = ConfigDict(dict(count=500, every=500))
+    config.probe = ConfigDict(dict(count=500, every=1000))
     config.judge = ConfigDict(
         dict(num_steps=1800, batch_size=64, log_every=50, checkpoint_every=0)
     )
@@ -129,7 +129,8 @@ _CHANGES: dict[str, dict] = {
         ),
         train=dict(
             num_steps=100_000, batch_size=256, learning_rate=1e-4, betas=(0.5, 0.999), warmup=0,
-            tightness_warmup=0, input_noise=0.0, ema_decay=0.999, decay_from=1.0,
+            tightness_warmup=0, tightness_decay_from=1.0, input_noise=0.0, ema_decay=0.999,
+            decay_from=1.0,
         ),
         evaluate=dict(other=""),
     ),

@@ -47,8 +47,9 @@ class NetConfig:
         width: channels of the first stage (64 in the publication), each further stage doubling
             them; of every map of the patch network.
         latent: size of the bottleneck.
-        hidden: size of the patch network's layers next to the bottleneck.
+        hidden: size of the patch network's layers next to the bottleneck ("dcgan" has none).
         depth: number of those layers on either side.
+        linear: a linear map beside those layers, with which images are soon reconstructed well.
         norm: "group" (over 8 channels), "batch" (the published layout) or "none".
         dropout: probability that a feature map is dropped while training.
         classes: number of classes of a conditional network, 0 for none.
@@ -62,6 +63,7 @@ class NetConfig:
     latent: int = 256
     hidden: int = 256
     depth: int = 1
+    linear: bool = False
     norm: str = "group"
     dropout: float = 0.0
     classes: int = 0
@@ -168,10 +170,8 @@ class PatchAutoencoder(nn.Module):
         for name in ("down0", "down1"):
             x = finish(grid_conv(c.width, name=name)(x), name, True, 0.2)
         x = x.reshape(-1, cells * cells * c.width)
-        x = _hidden(c, x, "encode_hidden")
-        x = nn.Dense(c.latent, name="encode")(x)
-        x = _hidden(c, x, "decode_hidden")
-        x = nn.Dense(cells * cells * c.width, name="decode")(x).reshape(-1, cells, cells, c.width)
+        x = _dense(c, x, c.latent, "encode")
+        x = _dense(c, x, cells * cells * c.width, "decode").reshape(-1, cells, cells, c.width)
         x = finish(x, "decode", True, 0.0)
         x = finish(grid_conv(c.width, name="up1")(x), "up1", True, 0.0)
         x = grid_conv(side * side * c.channels, name="up0")(x)
@@ -180,12 +180,16 @@ class PatchAutoencoder(nn.Module):
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
-def _hidden(c: NetConfig, x: jax.Array, name: str) -> jax.Array:
-    """`c.depth` dense layers, those after the first added to what they are given."""
-    x = nn.leaky_relu(nn.Dense(c.hidden, name=name)(x), 0.2)
+def _dense(c: NetConfig, x: jax.Array, features: int, name: str) -> jax.Array:
+    """`c.depth` hidden layers, those after the first added to what they are given, and the last.
+
+    With `c.linear` a linear map beside all of them is added.
+    """
+    y = nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden")(x), 0.2)
     for index in range(1, c.depth):
-        x += nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}{index}")(x), 0.2)
-    return x
+        y += nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden{index}")(y), 0.2)
+    y = nn.Dense(features, name=name)(y)
+    return y + nn.Dense(features, use_bias=False, name=f"{name}_linear")(x) if c.linear else y
 
 
 def build(config: NetConfig) -> nn.Module:

@@ -32,6 +32,7 @@ def net_config(config: ConfigDict, classes: int) -> NetConfig:
         latent=c.latent,
         hidden=c.hidden,
         depth=c.depth,
+        linear=c.linear,
         norm=c.norm,
         dropout=c.dropout,
         classes=classes if c.conditional else 0,

@@ -171,3 +171,20 @@ def test_deeper_patch_networks_add_layers_to_what_they_are_given():
         net.apply({"params": zero}, x), shallow.apply({"params": same}, x), atol=1e-6
     )
     assert np.abs(net.apply(variables, x) - shallow.apply({"params": same}, x)).max() > 1e-3
+
+
+def test_a_linear_map_beside_the_hidden_layers():
+    config, net, variables = build(kind="patch", hidden=16, linear=True, norm="none")
+    params = variables["params"]
+    assert set(params["encode_linear"]) == set(params["decode_linear"]) == {"kernel"}
+    x = jax.random.normal(jax.random.key(1), (2, *config.shape))
+    plain = models.build(models.NetConfig(**{**vars(config), "linear": False}))
+    rest = {n: p for n, p in params.items() if not n.endswith("_linear")}
+    without = params | {n: jax.tree.map(jnp.zeros_like, params[n]) for n in params.keys() - rest}
+    found = net.apply({"params": without}, x)
+    np.testing.assert_allclose(found, plain.apply({"params": rest}, x), atol=1e-6)
+    assert np.abs(net.apply(variables, x) - found).max() > 1e-3
+    # Without hidden layers the code is linear in the maps: the two halves add up.
+    silent = params | {n: jax.tree.map(jnp.zeros_like, params[n])
+                       for n in ("encode", "decode", "encode_hidden", "decode_hidden")}
+    assert np.abs(net.apply({"params": silent}, x)).max() > 1e-3
