@@ -56,8 +56,8 @@ def get_config(variant: str = "") -> ConfigDict:
             tightness_start=0,
             tightness_warmup=500,
             tightness_decay_from=0.7,  # share of the steps after which its weight falls to 0
-            matching_decay_from=1.0,
             input_noise=0.15,
+            input_blur=1.5,  # pixels, greatest deviation
             random_noise=False,  # uniform up to input_noise, for each image
             target="nearest",  # or transport; see ign/matching.py, ign/transport.py
             pool=2,  # samples drawn for each real image (nearest)
@@ -129,8 +129,8 @@ _CHANGES: dict[str, dict] = {
         ),
         train=dict(
             num_steps=100_000, batch_size=256, learning_rate=1e-4, betas=(0.5, 0.999), warmup=0,
-            tightness_warmup=0, tightness_decay_from=1.0, input_noise=0.0, ema_decay=0.999,
-            decay_from=1.0,
+            tightness_warmup=0, tightness_decay_from=1.0, input_noise=0.0, input_blur=0.0,
+            ema_decay=0.999, decay_from=1.0,
         ),
         evaluate=dict(other=""),
     ),

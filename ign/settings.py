@@ -44,9 +44,9 @@ def recipe(config: ConfigDict) -> Recipe:
     c = config.train
     names = (
         "num_steps", "learning_rate", "clip_norm", "warmup", "tightness_start",
-        "tightness_warmup", "tightness_decay_from", "matching_decay_from", "input_noise",
-        "random_noise", "target", "pool", "bank", "once", "balance", "slices", "ema_decay",
-        "decay_from",
+        "tightness_warmup", "tightness_decay_from", "input_noise",
+        "random_noise", "input_blur", "target", "pool", "bank", "once", "balance", "slices",
+        "ema_decay", "decay_from",
     )  # fmt: skip
     try:
         return Recipe(betas=tuple(c.betas), **{name: c[name] for name in names})

@@ -59,10 +59,12 @@ class Recipe:
         tightness_start: step until which the tightness weighs nothing.
         tightness_warmup: steps over which it then rises to its weight, linearly.
         tightness_decay_from: share of `num_steps` after which it falls linearly to 0; 1 keeps it.
-        matching_decay_from: the same of the matching term's weight.
         input_noise: deviation of noise added to the images before reconstruction, clipped to
             [-1, 1]; 0 reconstructs the images themselves.
         random_noise: each image's deviation is uniform between 0 and `input_noise`.
+        input_blur: greatest deviation, in pixels, of a Gaussian blur of those images before the
+            noise, uniform for each; half of them are not blurred. Without it the tightness, which
+            sees blurred samples first, teaches the network to destroy what is blurred.
         target: where `objective.use_matching`, what is drawn to what: "nearest", to each image the
             nearest of many samples (`matching`), or "transport", each sample to images and from
             other samples (`transport`).
@@ -88,9 +90,9 @@ class Recipe:
     tightness_start: int = 0
     tightness_warmup: int = 0
     tightness_decay_from: float = 1.0
-    matching_decay_from: float = 1.0
     input_noise: float = 0.0
     random_noise: bool = False
+    input_blur: float = 0.0
     target: str = "nearest"
     pool: int = 1
     bank: int = 1024
@@ -129,21 +131,14 @@ class Recipe:
         return optax.join_schedules([start, hold, fall], [self.warmup, max(first, self.warmup)])
 
     def weights_at(self, step: jax.Array, weights: Weights) -> Weights:
-        """The weights of a step: tightness and matching follow their schedules."""
+        """The weights of a step: the tightness follows its schedule."""
         done = jnp.asarray(step, jnp.float32)
-        rise = jnp.float32(1.0)
+        share = jnp.float32(1.0)
         if self.tightness_start or self.tightness_warmup:
-            rise = (done - self.tightness_start) / max(self.tightness_warmup, 1)
-
-        def fall(share: float) -> jax.Array:
-            first = share * self.num_steps
-            return 1.0 - (done - first) / max(self.num_steps - first, 1.0)
-
-        tightness = jnp.minimum(rise, fall(self.tightness_decay_from))
-        return weights.replace(
-            tightness=weights.tightness * jnp.clip(tightness, 0.0, 1.0),
-            matching=weights.matching * jnp.clip(fall(self.matching_decay_from), 0.0, 1.0),
-        )
+            share = (done - self.tightness_start) / max(self.tightness_warmup, 1)
+        first = self.tightness_decay_from * self.num_steps
+        share = jnp.minimum(share, 1.0 - (done - first) / max(self.num_steps - first, 1.0))
+        return weights.replace(tightness=weights.tightness * jnp.clip(share, 0.0, 1.0))
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with the schedule, after clipping of the gradient's norm."""
@@ -224,14 +219,35 @@ def make_batch(
     """Images in [-1, 1] with their noise, drawn from `key`; nothing is matched yet."""
     images = to_signed(batch["image"])
     inputs = images
+    if recipe.input_blur:
+        inputs = _blurred(images, recipe.input_blur, jax.random.fold_in(key, 6))
     if recipe.input_noise:
         added = recipe.input_noise * jax.random.normal(jax.random.fold_in(key, 0), images.shape)
         if recipe.random_noise:
             shape = (len(images), *(1,) * (images.ndim - 1))
             added *= jax.random.uniform(jax.random.fold_in(key, 4), shape)
-        inputs = jnp.clip(images + added, -1.0, 1.0)
+        inputs = jnp.clip(inputs + added, -1.0, 1.0)
     z = noise.sample(state.spectrum, jax.random.fold_in(key, 1), images.shape)
     return Batch(images, inputs, z, batch.get("label"))
+
+
+def _blurred(images: jax.Array, largest: float, key: jax.Array) -> jax.Array:
+    """Half of the images `[batch, h, w, c]` blurred by a deviation uniform up to `largest`.
+
+    Each axis is a product with the matrix of that blur, whose rows have the sum 1: what lies
+    outside of the image does not count.
+    """
+    which, how = jax.random.split(key)
+    used = jax.random.bernoulli(which, 0.5, (len(images),))
+    deviations = largest * jax.random.uniform(how, (len(images),), minval=0.05)
+    for axis in (1, 2):
+        places = jnp.arange(images.shape[axis], dtype=jnp.float32)
+        squares = jnp.square(places[:, None] - places[None, :])
+        matrices = jax.nn.softmax(-0.5 * squares / jnp.square(deviations)[:, None, None], axis=2)
+        matrices = jnp.where(used[:, None, None], matrices, jnp.eye(len(places)))
+        moved = jnp.moveaxis(images, axis, 1)
+        images = jnp.moveaxis(jnp.einsum("nij,nj...->ni...", matrices, moved), 1, axis)
+    return images
 
 
 def _match(

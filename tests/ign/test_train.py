@@ -101,21 +101,17 @@ def test_tightness_starts_later_and_rises():
     )
 
 
-def test_weights_follow_their_schedules():
+def test_tightness_falls_at_the_end():
     recipe = train.Recipe(
-        100, tightness_start=10, tightness_warmup=20, tightness_decay_from=0.6,
-        matching_decay_from=0.8,
-    )  # fmt: skip
+        100, tightness_start=10, tightness_warmup=20, tightness_decay_from=0.6
+    )
     weights = losses.Weights(tightness=2.0, matching=3.0)
-    steps = (0, 20, 30, 60, 70, 80, 90, 100)
-    found = [recipe.weights_at(jnp.int32(n), weights) for n in steps]
+    found = [recipe.weights_at(jnp.int32(n), weights) for n in (0, 20, 30, 60, 70, 80, 90, 100)]
     tightness = [float(w.tightness) for w in found]
     np.testing.assert_allclose(tightness, [0, 1, 2, 2, 1.5, 1, 0.5, 0], atol=1e-6)
-    matching = [float(w.matching) for w in found]
-    np.testing.assert_allclose(matching, [3, 3, 3, 3, 3, 3, 1.5, 0], atol=1e-6)
-    assert all(w.replace(tightness=2.0, matching=3.0) == weights for w in found)
+    assert all(w.replace(tightness=2.0) == weights for w in found)
     kept = train.Recipe(100).weights_at(jnp.int32(99), weights)
-    assert (float(kept.tightness), float(kept.matching)) == (2.0, 3.0)
+    assert float(kept.tightness) == 2.0
 
 
 def test_learning_rate_schedule():
@@ -138,6 +134,25 @@ def test_input_noise_spoils_inputs_only_and_uint8_is_scaled():
     plain = train.make_batch(state, batch, jax.random.key(0), train.Recipe(1))
     np.testing.assert_array_equal(plain.inputs, plain.images)
     np.testing.assert_array_equal(plain.noise, made.noise)
+
+
+def test_input_blur_spoils_half_of_the_inputs():
+    recipe = train.Recipe(1, input_blur=2.0)
+    _, state, _ = setting(recipe)
+    image = np.full((400, 15, 15, 1), -1.0, np.float32)
+    image[:, 7, 7] = 1.0
+    made = train.make_batch(state, {"image": jnp.asarray(image)}, jax.random.key(0), recipe)
+    np.testing.assert_array_equal(made.images, image)
+    weights = (np.asarray(made.inputs)[..., 0] + 1) / 2  # of a point: what the blur spreads
+    same = (weights == (image[..., 0] + 1) / 2).all(axis=(1, 2))
+    assert 150 < same.sum() < 250
+    np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=0.05)  # the border loses little
+    rows, columns = np.indices((15, 15)) - 7
+    spread = [np.sqrt(np.einsum("nij,ij->n", weights[~same], axis**2)) for axis in (rows, columns)]
+    np.testing.assert_allclose(spread[0], spread[1], atol=1e-3)
+    assert 0 <= spread[0].min() < 0.5 and 1.6 < spread[0].max() < 2.05
+    plain = train.make_batch(state, {"image": jnp.ones((4, 15, 15, 1))}, jax.random.key(0), recipe)
+    np.testing.assert_allclose(plain.inputs, 1, atol=1e-5)  # what is even stays
 
 
 def test_batch_norm_keeps_averages_of_all_three_passes():
