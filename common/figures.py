@@ -258,8 +258,8 @@ def heatmap(
             if np.isfinite(value):
                 brightness = np.dot(shown.cmap(shown.norm(value))[:3], (0.299, 0.587, 0.114))
                 ink = "white" if brightness < 0.5 else "#1a1c21"
-                text = f"{value:,.0f}".replace("-", "−") if counts else _short(value)
-                axes.text(c, r, text, ha="center", va="center", color=ink, fontsize=8.5)
+                shown_value = f"{value:,.0f}".replace("-", "−") if counts else _short(value)
+                axes.text(c, r, shown_value, ha="center", va="center", color=ink, fontsize=8.5)
         if row_labels is not None:
             axes.set_yticks(range(rows), row_labels)
         if column_labels is not None:
