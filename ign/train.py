@@ -242,9 +242,9 @@ def _blurred(images: jax.Array, largest: float, key: jax.Array) -> jax.Array:
     deviations = largest * jax.random.uniform(how, (len(images),), minval=0.05)
     for axis in (1, 2):
         places = jnp.arange(images.shape[axis], dtype=jnp.float32)
-        squares = jnp.square(places[:, None] - places[None, :])
+        squares = jnp.square(places[:, None] - places[None, :])[None]
         matrices = jax.nn.softmax(-0.5 * squares / jnp.square(deviations)[:, None, None], axis=2)
-        matrices = jnp.where(used[:, None, None], matrices, jnp.eye(len(places)))
+        matrices = jnp.where(used[:, None, None], matrices, jnp.eye(len(places))[None])
         moved = jnp.moveaxis(images, axis, 1)
         images = jnp.moveaxis(jnp.einsum("nij,nj...->ni...", matrices, moved), 1, axis)
     return images
