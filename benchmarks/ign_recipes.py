@@ -112,7 +112,7 @@ def row(
     return found, drawn
 
 
-def line(name: str, found: Mapping[str, Any], baselines: Mapping[str, Any], spent: float) -> str:
+def line(name: str, found: Mapping[str, Any], spent: float) -> str:
     """One row of the table."""
     value = {bound.name: bound.value for bound in found["bounds"]}
     met = sum(bound.kept for bound in found["bounds"])
@@ -143,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = run_config(options.run)
     baselines = storage.load_json(folders["measure"] / "results.json")["baselines"]
     common = dict(change.split("=", 1) for change in options.set)
+    if fixed := [key for key in common if not key.startswith(("net.", "loss.", "train."))]:
+        parser.error(f"--set {fixed[0]}: images, noise and judge are those of the run")
     if options.steps:
         common["train.num_steps"] = str(options.steps)
     print("| recipe | collapse | classes | FD f(z) | FD f(f(z)) | duplicates / real | idempotence "
@@ -153,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own = changed(config, RECIPES[name] | common)
         model, spent = train(own, folders)
         found, drawn = row(own, folders, model, baselines)
-        print(line(name, found, baselines, spent), flush=True)
+        print(line(name, found, spent), flush=True)
         shown.append((drawn[:16] + 1) / 2)
         if options.figure:
             image_grids.grid(shown, options.figure, options.recipes[: len(shown)], scale=2)

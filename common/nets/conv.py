@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
-_FEW = 4  # input channels up to which a product of matrices is faster
+_FEW, _PATCH = 4, 48  # input channels, and values of a patch, up to which a product is faster
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -83,7 +83,7 @@ def _conv(
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
         x = jax.lax.optimization_barrier(x)  # or the compiler makes it the convolution's padding
         pads, inner = ((0, 0), (0, 0)), (1, 1)
-    elif x.shape[3] <= _FEW and inner == outer == (1, 1):
+    elif _is_product(kernel, inner, outer):
         return _of_few_channels(x, kernel, strides, pads, precision)
     return jax.lax.conv_general_dilated(
         x, kernel, strides, pads, inner, outer, _NUMBERS, precision=precision)
@@ -112,7 +112,7 @@ def _backward(
         to_x.append((before, size + window - 1 - out - before))
         to_kernel.append((low, out + window - 1 - size - low))
     turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    if x.shape[3] <= _FEW and inner == outer == (1, 1):
+    if _is_product(kernel, inner, outer):
         dx = _slope_of_few_channels(x.shape, kernel, strides, pads, slope, precision)
     else:
         dx = _conv(slope, turned, inner, _pads(to_x), strides, outer, precision)
@@ -123,6 +123,13 @@ def _backward(
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _is_product(kernel: jax.Array, inner: Pair, outer: Pair) -> bool:
+    """Whether a product of matrices is faster; patches of larger kernels cost too much memory."""
+    height, width, channels, _ = kernel.shape
+    few = channels <= _FEW and height * width * channels <= _PATCH
+    return few and inner == outer == (1, 1)
 
 
 def _of_few_channels(

@@ -92,9 +92,10 @@ def test_the_module_is_that_of_flax_in_loops_and_batches_of_kernels():
                      expected, trained(ours, mapped))
 
 
-@pytest.mark.parametrize(("channels", "count"), [(2, 1), (5, 3)])
-def test_gradients_come_in_the_form_that_fast_kernels_take(channels, count):
-    x, w = arrays((2, 8, 8, channels), (3, 3, channels, 4))
+@pytest.mark.parametrize(("size", "channels", "count"), [(3, 2, 1), (3, 5, 3), (7, 3, 3)])
+def test_gradients_come_in_the_form_that_fast_kernels_take(size, channels, count):
+    """Small patches of few channels are products of matrices, but for the kernel's gradient."""
+    x, w = arrays((2, 8, 8, channels), (size, size, channels, 4))
     text = jax.jit(jax.grad(lambda x, w: jnp.sum(
         conv.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NUMBERS) ** 2),
         (0, 1))).lower(x, w).as_text()
