@@ -1,5 +1,6 @@
 """From the configuration to the method's own objects: network, recipe, objective, judge."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -42,14 +43,9 @@ def net_config(config: ConfigDict, classes: int) -> NetConfig:
 def recipe(config: ConfigDict) -> Recipe:
     """From `config.train`."""
     c = config.train
-    names = (
-        "num_steps", "learning_rate", "clip_norm", "warmup", "tightness_start",
-        "tightness_warmup", "tightness_decay_from", "input_noise",
-        "random_noise", "input_blur", "target", "pool", "bank", "once", "balance", "slices",
-        "ema_decay", "decay_from",
-    )  # fmt: skip
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "shared"]
     try:
-        return Recipe(betas=tuple(c.betas), **{name: c[name] for name in names})
+        return Recipe(**{name: c[name] for name in names})
     except ValueError as error:
         raise ConfigError(f"config.train: {error}") from error
 

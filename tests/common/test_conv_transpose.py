@@ -52,6 +52,13 @@ def test_one_pixel(kernel, padding):
         np.testing.assert_allclose(a, e, atol=3e-5)
 
 
+def test_few_features_are_a_product_on_cpus():
+    for features, count in ((4, 0), (5, 4)):
+        text = jax.jit(conv_transpose_2x).lower(*arrays(4, features=features)).as_text()
+        expected = count if jax.default_backend() == "cpu" else 4
+        assert text.count("stablehlo.convolution") == expected
+
+
 @pytest.mark.parametrize("features", [4, 5])
 @pytest.mark.parametrize("kernel", [3, 4, 5])
 def test_gradients_equal_lax(kernel, features):
