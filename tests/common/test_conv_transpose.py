@@ -53,10 +53,10 @@ def test_one_pixel(kernel, padding):
 
 
 def test_few_features_are_a_product_on_cpus():
-    for features, count in ((4, 0), (5, 4)):
+    for features in (4, 5):
         text = jax.jit(conv_transpose_2x).lower(*arrays(4, features=features)).as_text()
-        expected = count if jax.default_backend() == "cpu" else 4
-        assert text.count("stablehlo.convolution") == expected
+        product = features == 4 and jax.default_backend() == "cpu"
+        assert ("stablehlo.convolution" in text) != product
 
 
 @pytest.mark.parametrize("features", [4, 5])
