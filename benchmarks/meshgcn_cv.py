@@ -113,7 +113,7 @@ class Net(nn.Module):
     def __init__(self, conv, settings, levels, pool, regions, features, variables):
         super().__init__()
         (width,), stem, terms = settings.widths, settings.stem, settings.terms
-        assert stem == width and settings.head == "regions" and not settings.preact
+        assert stem == width and settings.head == "regions" and settings.preact
         self.pool, self.regions = pool, regions
         self.stem = conv(features, stem, terms, True, levels[0])
         self.convolutions = nn.ModuleList(conv(stem, width, terms, False, levels[1]) for _ in "12")
@@ -130,13 +130,11 @@ class Net(nn.Module):
                 getattr(self, name).bias.copy_(params[name]["bias"])
 
     def forward(self, x):
-        x = multiply(self.pool, torch.relu(self.stem(x.transpose(0, 1))))
+        x = multiply(self.pool, self.stem(x.transpose(0, 1)))
         y = x
-        for index, layer in enumerate(self.convolutions):
-            y = layer(y)
-            y = self.norms[index](y.reshape(-1, y.shape[2])).reshape(y.shape)
-            y = torch.relu(y if index == 0 else y + x)
-        y = multiply(self.regions, y)
+        for layer, norm in zip(self.convolutions, self.norms, strict=True):
+            y = layer(torch.relu(norm(y.reshape(-1, y.shape[2])).reshape(y.shape)))
+        y = multiply(self.regions, x + y)
         y = y.transpose(0, 1).reshape(y.shape[1], -1)
         return self.logits(torch.relu(self.hidden(y)))
 

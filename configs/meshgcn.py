@@ -39,15 +39,15 @@ def get_config(variant: str = "") -> ConfigDict:
             hidden=32,
             head="regions",
             pooling="mean",
-            preact=False,
+            preact=True,
             residual=True,
             norm="batch",
-            dropout=0.3,
+            dropout=0.5,
         )
     )
     config.train = ConfigDict(
         dict(
-            epochs=25,
+            epochs=40,
             batch=32,
             learning_rate=5e-3,
             weight_decay=0.3,
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
             eval_batch=64,
         )
     )
-    config.perceptron = ConfigDict(dict(hidden=(64,), dropout=0.3))
+    config.perceptron = ConfigDict(dict(hidden=(64,), dropout=0.5))
     config.perceptron.train = config.train.copy_and_resolve_references()
     config.cohort = ConfigDict(
         dict(
@@ -124,7 +124,9 @@ _LARGE = dict(
 _PAPER = dict(
     mesh=dict(template="fsaverage5"),
     networks=("residual", "plain", "spiral"),
-    network=dict(widths=(16, 32, 32, 64), stem=0, head="flatten"),
+    network=dict(
+        widths=(16, 32, 32, 64), stem=0, head="flatten", preact=False, dropout=0.3
+    ),
     train=dict(epochs=60),
     trials=dict(count=25, at_once=5),
 )

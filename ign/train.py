@@ -12,7 +12,7 @@ import optax
 from flax import struct
 
 from common.train_state import TrainState
-from ign import gradients, matching, noise, transport
+from ign import augment, gradients, matching, noise, transport
 from ign.losses import Apply, Batch, Objective, Weights
 
 PyTree = Any
@@ -59,6 +59,9 @@ class Recipe:
         tightness_start: step until which the tightness weighs nothing.
         tightness_warmup: steps over which it then rises to its weight, linearly.
         tightness_decay_from: share of `num_steps` after which it falls linearly to 0; 1 keeps it.
+        augment: strength of the random distortions of the images that are reconstructed, see
+            `augment.affine`; 0 leaves them as they are.
+        augment_matching: whether samples are drawn towards distorted images, too.
         input_noise: deviation of noise added to the images before reconstruction, clipped to
             [-1, 1]; 0 reconstructs the images themselves.
         random_noise: each image's deviation is uniform between 0 and `input_noise`.
@@ -90,6 +93,8 @@ class Recipe:
     tightness_start: int = 0
     tightness_warmup: int = 0
     tightness_decay_from: float = 1.0
+    augment: float = 0.0
+    augment_matching: bool = False
     input_noise: float = 0.0
     random_noise: bool = False
     input_blur: float = 0.0
@@ -196,7 +201,8 @@ def make_train_step(
 
         bank, memory = state.bank, state.memory
         if objective.use_matching:
-            chosen, target, bank, memory = _match(state, made, key, recipe, apply)
+            images = made.images if recipe.augment_matching else to_signed(batch["image"])
+            chosen, target, bank, memory = _match(state, made, images, key, recipe, apply)
             name = "noise" if objective.joint else "matched"
             made = made._replace(**{name: chosen}, target=target)
         weights = recipe.weights_at(state.train.step, state.weights)
@@ -218,6 +224,8 @@ def make_batch(
 ) -> Batch:
     """Images in [-1, 1] with their noise, drawn from `key`; nothing is matched yet."""
     images = to_signed(batch["image"])
+    if recipe.augment:
+        images = augment.affine(images, jax.random.fold_in(key, 7), recipe.augment)
     inputs = images
     if recipe.input_blur:
         inputs = _blurred(images, recipe.input_blur, jax.random.fold_in(key, 6))
@@ -251,9 +259,14 @@ def _blurred(images: jax.Array, largest: float, key: jax.Array) -> jax.Array:
 
 
 def _match(
-    state: IgnState, made: Batch, key: jax.Array, recipe: Recipe, apply: Apply
+    state: IgnState,
+    made: Batch,
+    images: jax.Array,
+    key: jax.Array,
+    recipe: Recipe,
+    apply: Apply,
 ) -> tuple[jax.Array, jax.Array, matching.Bank | None, transport.Memory | None]:
-    """The noise matched to targets, the targets, and bank and memory after it: draws, then chooses.
+    """Noise matched to `images`, its targets, bank and memory after it: draws, then chooses.
 
     Sample j of a conditional network is drawn for the label of image `j % batch`.
 
@@ -264,13 +277,13 @@ def _match(
     if (bank is None) == (recipe.target == "nearest"):
         raise ValueError("the matching term needs a state with a bank")
     pool = recipe.pool if recipe.target == "nearest" else 1
-    shape = (pool * made.images.shape[0], *made.images.shape[1:])
+    shape = (pool * images.shape[0], *images.shape[1:])
     z = noise.sample(state.spectrum, jax.random.fold_in(key, 2), shape)
     labels = None
     if made.condition is not None:
         labels = jnp.concatenate([made.condition] * pool)
     drawn = jax.lax.stop_gradient(apply(state.params, z, labels))
-    step, images = state.train.step, made.images
+    step = state.train.step
     if bank is not None:
         bank = matching.refill(bank, matching.make_bank(z, drawn, labels), step)
         chosen, moved, bank = matching.choose(bank, images, made.condition, recipe.once)

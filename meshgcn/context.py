@@ -35,7 +35,7 @@ __all__ = [
 NETWORKS: dict[str, dict[str, Any]] = {
     "residual": {},
     "plain": {"residual": False},
-    "preactivation": {"preact": True},
+    "postactivation": {"preact": False},
     "flattened head": {"head": "flatten"},
     "pooled head": {"head": "pooled"},
     "spiral": {},

@@ -51,7 +51,8 @@ class ResBlock(nn.Module):
     Attributes:
       features: channels out.
       terms: K of both convolutions.
-      preact: normalisation and ReLU before each convolution instead of after.
+      preact: normalisation and ReLU before each convolution instead of after (He et al. 2016), so
+        that the shortcut is linear.
       residual: False leaves the shortcut out (the plain network).
       norm: "batch" (statistics over batch and vertices) or "none".
     """
@@ -98,7 +99,10 @@ class MeshNet(nn.Module):
       head: "flatten" (keeps where things are), "regions" (means over an atlas, which has fewer
         weights and keeps where things are) or "pooled" (mean over all vertices).
       pooling: "mean" or "max" over what the pooling matrices average.
-      preact, residual, norm: see `ResBlock`.
+      preact: as `ResBlock`, and no ReLU after the stem. With the head "regions" none before its
+        means either: then a linear path leads from the features to the regions, whose means take
+        the noise of single vertices away before anything is rectified.
+      residual, norm: see `ResBlock`.
       dropout: rate before the head's layers.
     """
 
@@ -146,7 +150,8 @@ class MeshNet(nn.Module):
                 x = _pooled(x, hierarchy.pools[level - 1], self.pooling)
             operator = hierarchy.convolutions[level]
             if level < first:
-                x = nn.relu(MeshConv(self.stem, self.terms, name="stem")(x, operator))
+                x = MeshConv(self.stem, self.terms, name="stem")(x, operator)
+                x = x if self.preact else nn.relu(x)
             else:
                 width = self.widths[level - first]
                 settings = (self.preact, self.residual, self.norm)
@@ -156,7 +161,7 @@ class MeshNet(nn.Module):
                 x = x + probes[level]
             if taps is not None:
                 taps.append(x)
-        if self.preact:
+        if self.preact and self.head != "regions":
             x = nn.relu(x)
         batch = x.shape[1]
         if self.head == "regions":

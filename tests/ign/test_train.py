@@ -156,6 +156,26 @@ def test_input_blur_spoils_half_of_the_inputs():
     np.testing.assert_allclose(plain.inputs, 1, atol=1e-5)  # what is even stays
 
 
+@pytest.mark.parametrize("matching_too", [False, True])
+def test_distorted_images_are_reconstructed_and_matched_if_asked(monkeypatch, matching_too):
+    recipe = train.Recipe(2, 1e-2, augment=1.0, augment_matching=matching_too, bank=4)
+    _, state, step = setting(recipe, shape=(8, 8, 1), use_matching=True)
+    image = jnp.zeros((4, 8, 8, 1)).at[:, 3:5, 2:6].set(1.0)
+    seen, match = [], train._match
+
+    def spy(state, made, images, *rest):
+        seen.append((made, images))
+        return match(state, made, images, *rest)
+
+    monkeypatch.setattr(train, "_match", spy)
+    _, metrics = step(state, {"image": image}, jax.random.key(0))
+    assert np.isfinite(float(metrics["loss"]))
+    (made, images), = seen
+    assert float(jnp.abs(made.images - image).max()) > 0.05
+    np.testing.assert_array_equal(made.inputs, made.images)  # neither noise nor blur here
+    np.testing.assert_array_equal(images, made.images if matching_too else image)
+
+
 def test_batch_norm_keeps_averages_of_all_three_passes():
     config = models.NetConfig(width=8, latent=8, norm="batch")
     net = models.Autoencoder(config)

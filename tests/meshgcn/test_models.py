@@ -101,6 +101,20 @@ def test_shortcut_is_a_real_one():
     np.testing.assert_array_equal(found, jnp.maximum(x, 0))
 
 
+def test_a_linear_path_leads_to_the_means_of_regions():
+    """With preactivation and the block's branch at zero the logits are affine in the features."""
+    model = models.MeshNet((4,), terms=2, stem=3, head="regions", preact=True)
+    x, levels = x_of(2), operators(1, labels=LABELS)
+    variables = start(model, x, levels)
+    block = variables["params"]["block1"]
+    for name in ("MeshConv_0", "MeshConv_1"):
+        block[name] = jax.tree.map(jnp.zeros_like, block[name])
+    run = jax.jit(model.apply)
+    plus, minus, zero = (run(variables, s * x, levels) for s in (1.0, -1.0, 0.0))
+    assert np.abs(np.asarray(plus - minus)).max() > 1e-2
+    np.testing.assert_allclose(plus + minus, 2 * zero, atol=1e-5)
+
+
 def test_dropout_is_of_training_only():
     model = models.MeshNet((3,), terms=1, dropout=0.5, hidden=8, norm="none")
     x = x_of(2)

@@ -1,0 +1,58 @@
+"""Random distortions of images: exact where they must be, inverse to what they say, bounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ign import augment
+
+IMAGES = jnp.asarray(
+    ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, 20, 20, 2)), (0, 3, 3, 0))
+    * 5.0
+).clip(-1.0, 1.0)
+
+
+def test_no_strength_changes_nothing():
+    found = augment.affine(IMAGES, jax.random.key(0), 0.0)
+    np.testing.assert_allclose(found, IMAGES, atol=1e-6)
+
+
+def test_constants_stay_and_sizes_too():
+    one = augment.affine(jnp.full((2, 12, 16, 1), 0.3), jax.random.key(1), 2.0)
+    np.testing.assert_allclose(one, np.full((2, 12, 16, 1), 0.3), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_pass_moves_pixels_as_it_says(axis):
+    """Against SciPy's interpolation of the same places, away from the border."""
+    scale, shear, shift = 0.07, -0.12, 0.05
+    x = np.asarray(IMAGES)
+    moved = x if axis == 2 else x.swapaxes(1, 2)
+    values = [jnp.full(3, v) for v in (scale, shear, shift)]
+    found = np.asarray(augment._along_rows(jnp.asarray(moved), *values))
+    row, column = np.meshgrid(np.arange(20) - 9.5, np.arange(20) - 9.5, indexing="ij")
+    place = 9.5 + (1 + scale) * column + shear * row + 20 * shift
+    inside = (place > 2) & (place < 17)
+    for image, result in zip(moved, found, strict=True):
+        for channel in range(2):
+            expected = ndimage.map_coordinates(image[..., channel], [row + 9.5, place], order=3)
+            gap = np.abs(result[..., channel] - expected)[inside]
+            assert gap.max() < 0.02
+    assert inside.sum() > 200
+    assert np.abs(found - moved).max() > 0.1
+
+
+def test_images_are_distorted_each_in_its_own_way():
+    same = jnp.broadcast_to(IMAGES[:1], (8, 20, 20, 2))
+    found = np.asarray(augment.affine(same, jax.random.key(2)))
+    assert np.abs(found).max() <= 1.0
+    change = np.abs(found - np.asarray(same)).mean(axis=(1, 2, 3))
+    assert change.min() > 1e-3
+    assert min(np.abs(found[i] - found[j]).max() for i in range(8) for j in range(i)) > 1e-2
+
+
+def test_points_are_no_images():
+    with pytest.raises(ValueError, match="height"):
+        augment.affine(jnp.zeros((4, 2)), jax.random.key(0))
