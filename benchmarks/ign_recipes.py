@@ -42,7 +42,10 @@ RECIPES: dict[str, dict[str, str]] = {
     "small bank": {"train.bank": "128"},
     "no input noise": {"train.input_noise": "0"},
     "transport": {"train.target": "transport", "loss.temperature": "1.0"},
-    "spread": {"train.slices": "256", "loss.spread": "0.3"},
+    "no spread": {"train.slices": "0"},
+    "no distortions": {"train.augment": "0"},
+    "images to match undistorted": {"train.augment_matching": "False"},
+    "early fall": {"train.tightness_decay_from": "0.5"},
 }
 
 

@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
             joint=True,  # idempotence and tightness on the matched noise
             clamp=1.5,  # 0: no clamp
             temperature=0.1,  # of transport
-            spread=0.0,  # see ign/transport.py
+            spread=0.3,  # see ign/transport.py
             # Values of a weight that are tried, one training for each and each seed.
             grid=dict(
                 reconstruction=(), idempotence=(), tightness=(), matching=(), clamp=(),
@@ -55,9 +55,9 @@ def get_config(variant: str = "") -> ConfigDict:
             warmup=100,
             tightness_start=0,
             tightness_warmup=500,
-            tightness_decay_from=0.7,  # share of the steps after which its weight falls to 0
-            augment=0.0,  # strength, see ign/augment.py
-            augment_matching=False,
+            tightness_decay_from=0.85,  # share of the steps after which its weight falls to 0
+            augment=1.0,  # strength, see ign/augment.py
+            augment_matching=True,
             input_noise=0.15,
             input_blur=1.5,  # pixels, greatest deviation
             random_noise=False,  # uniform up to input_noise, for each image
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
             bank=1024,  # samples (and images, for transport) that are remembered
             once=True,  # a sample is used for one image only (nearest)
             balance=0,  # rounds of normalisation (transport)
-            slices=0,  # random directions of the spread
+            slices=64,  # random directions of the spread
             ema_decay=0.99,
             decay_from=0.5,
             log_every=50,
@@ -79,8 +79,8 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.baseline = ConfigDict(
         dict(
-            num_steps=1000, batch_size=64, learning_rate=2e-3, noise=0.5, log_every=50,
-            checkpoint_every=1000,
+            num_steps=1000, batch_size=64, learning_rate=2e-3, noise=0.5, augment=1.0,
+            log_every=50, checkpoint_every=1000,
         )
     )  # fmt: skip
     config.evaluate = ConfigDict(
@@ -131,9 +131,10 @@ _CHANGES: dict[str, dict] = {
         ),
         train=dict(
             num_steps=100_000, batch_size=256, learning_rate=1e-4, betas=(0.5, 0.999), warmup=0,
-            tightness_warmup=0, tightness_decay_from=1.0, input_noise=0.0, input_blur=0.0,
-            ema_decay=0.999, decay_from=1.0,
+            tightness_warmup=0, tightness_decay_from=1.0, augment=0.0, input_noise=0.0,
+            input_blur=0.0, slices=0, ema_decay=0.999, decay_from=1.0,
         ),
+        baseline=dict(augment=0.0),
         evaluate=dict(other=""),
     ),
     "gpu": dict(

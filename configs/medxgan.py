@@ -76,16 +76,16 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.gan = ConfigDict(
-        dict(num_steps=1200, batch_size=32, learning_rate=1e-3, discriminator_rate=4e-4,
+        dict(num_steps=1000, batch_size=32, learning_rate=1e-3, discriminator_rate=4e-4,
              ema_decay=0.995, log_every=50, checkpoint_every=500)
     )  # fmt: skip
-    config.control_steps = 600
+    config.control_steps = 500
     config.invert = ConfigDict(
         dict(num_steps=150, learning_rate=0.03, restarts=2, pixels=20.0, class_weight=1.0,
              prior=0.05, negative="zero")  # or optimised: a second search, as for brain slices
     )  # fmt: skip
     config.explain = ConfigDict(
-        dict(images=96, points=50, samples=250, shown=10, noise=(0.02, 0.05, 0.1), noisy=16)
+        dict(images=64, points=50, samples=250, shown=10, noise=(0.02, 0.05, 0.1), noisy=16)
     )
     config.quick_compile = variant == "smoke"
     if variant in _CHANGES:

@@ -1,9 +1,9 @@
 """Plain and denoising autoencoders of the same network: what restoration is compared with.
 
 Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders", ICML 2008.
-Both minimise the mean absolute error; the denoising one sees images with Gaussian noise of a random
-deviation, so on noise it is trained for the very task and sets a bar, on the other corruptions
-neither has an advantage.
+Both minimise the mean absolute error, of distorted images if asked; the denoising one sees images
+with Gaussian noise of a random deviation, so on noise it is trained for the very task and sets a
+bar, on the other corruptions neither has an advantage.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import optax
 from flax import struct
 
 from common.train_state import TrainState
-from ign import losses, models
+from ign import augment, losses, models
 from ign.train import to_signed
 
 NAMES = ("autoencoder", "denoising autoencoder")
@@ -49,12 +49,19 @@ def init_state(
     return BaselineState(TrainState.create(params, optax.adam(schedule)), jnp.float32(noise))
 
 
-def make_train_step(config: models.NetConfig) -> Callable:
-    """Returns the pure step `(state, batch, key) -> (state, metrics)` of one baseline."""
+def make_train_step(config: models.NetConfig, distortion: float = 0.0) -> Callable:
+    """Returns the pure step `(state, batch, key) -> (state, metrics)` of one baseline.
+
+    Args:
+        config: the network.
+        distortion: strength of the images' random distortions, see `augment.affine`; 0 for none.
+    """
     net = models.build(config)
 
     def step(state: BaselineState, batch: dict, key: jax.Array) -> tuple[BaselineState, dict]:
         images = to_signed(batch["image"])
+        if distortion:
+            images = augment.affine(images, jax.random.fold_in(key, 7), distortion)
         size, noise = jax.random.split(key)
         deviation = state.noise * jax.random.uniform(size, (images.shape[0], 1, 1, 1))
         inputs = images + deviation * jax.random.normal(noise, images.shape)

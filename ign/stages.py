@@ -74,7 +74,7 @@ def train_baselines(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
     net = baseline.network(settings.net_config(config, len(images.class_names)))
     c = config.baseline
     key = rng.stream(jax.random.key(config.seed), "baseline-init")
-    step = baseline.make_train_step(net)
+    step = baseline.make_train_step(net, c.augment)
     for name, deviation in zip(baseline.NAMES, (0.0, c.noise), strict=True):
         state = baseline.init_state(key, net, c.learning_rate, c.num_steps, deviation)
         batches = population.batches({"image": images.train}, c.batch_size, [config.seed])

@@ -16,11 +16,14 @@ def native(x, kernel):
         precision="highest")
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (3, 3, 3), (5, 1, 3)])
-def test_equals_lax_with_gradients(size):
+@pytest.mark.parametrize(("size", "depth", "out"), [
+    ((1, 1, 1), 6, 4), ((3, 3, 3), 5, 4), ((5, 1, 3), 5, 4),
+    ((3, 3, 3), 6, 4), ((5, 1, 3), 4, 2), ((3, 3, 3), 6, 17),  # the first two: planes in pairs
+])  # fmt: skip
+def test_equals_lax_with_gradients(size, depth, out):
     keys = jax.random.split(jax.random.key(0), 2)
-    x = jax.random.normal(keys[0], (2, 5, 4, 6, 3))
-    kernel = jax.random.normal(keys[1], (*size, 3, 4))
+    x = jax.random.normal(keys[0], (2, depth, 4, 6, 3))
+    kernel = jax.random.normal(keys[1], (*size, 3, out))
 
     def loss(function):
         return lambda x, k: jnp.sum(jnp.sin(function(x, k)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ign import augment
+from ign import augment, baseline, models
 
 IMAGES = jnp.asarray(
     ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, 20, 20, 2)), (0, 3, 3, 0))
@@ -56,3 +56,16 @@ def test_images_are_distorted_each_in_its_own_way():
 def test_points_are_no_images():
     with pytest.raises(ValueError, match="height"):
         augment.affine(jnp.zeros((4, 2)), jax.random.key(0))
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax's schedule mixes int32 and float32
+def test_baselines_see_distorted_images_too():
+    config = models.NetConfig(kind="patch", width=8, latent=4, hidden=8)
+    state = baseline.init_state(jax.random.key(0), config, 1e-3, 4, 0.0)
+    key, images = jax.random.key(1), jnp.zeros((3, 28, 28, 1)).at[:, 9:20, 12:15].set(0.9)
+    _, metrics = jax.jit(baseline.make_train_step(config, 1.0))(state, {"image": images}, key)
+    distorted = augment.affine(images, jax.random.fold_in(key, 7))
+    outputs = models.build(config).apply({"params": state.params}, distorted)
+    expected = float(jnp.abs(outputs - distorted).mean())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert abs(float(jnp.abs(outputs - images).mean()) - expected) > 1e-4
