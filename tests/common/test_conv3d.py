@@ -18,7 +18,7 @@ def native(x, kernel):
 
 @pytest.mark.parametrize(("size", "depth", "out"), [
     ((1, 1, 1), 6, 4), ((3, 3, 3), 5, 4), ((5, 1, 3), 5, 4),
-    ((3, 3, 3), 6, 4), ((5, 1, 3), 4, 2), ((3, 3, 3), 6, 17),  # the first two: planes in pairs
+    ((3, 3, 3), 6, 4), ((5, 1, 3), 4, 2), ((3, 3, 3), 6, 17),  # first two here: in pairs
 ])  # fmt: skip
 def test_equals_lax_with_gradients(size, depth, out):
     keys = jax.random.split(jax.random.key(0), 2)
@@ -38,6 +38,14 @@ def test_equals_lax_with_gradients(size, depth, out):
         expected = jax.jit(jax.grad(loss(native), (0, 1)))(x, kernel)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=2e-4)
+
+
+@pytest.mark.parametrize(("depth", "out", "pairs"), [(6, 16, True), (5, 16, False), (6, 17, False)])
+def test_planes_go_in_pairs_where_few_channels_go_out(depth, out, pairs):
+    x, kernel = jnp.zeros((1, depth, 4, 4, 3)), jnp.zeros((3, 3, 3, 3, out))
+    text = jax.jit(lambda x, k: conv3d(x, k, True)).lower(x, kernel).as_text()
+    assert (f"tensor<3x3x12x{2 * out}xf32>" in text) == pairs
+    assert (f"tensor<3x3x9x{out}xf32>" in text) != pairs
 
 
 @pytest.mark.parametrize("folded", [True, False])
