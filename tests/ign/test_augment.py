@@ -53,6 +53,17 @@ def test_images_are_distorted_each_in_its_own_way():
     assert min(np.abs(found[i] - found[j]).max() for i in range(8) for j in range(i)) > 1e-2
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_both_axes_are_distorted_and_neither_exchanged(axis):
+    """Stripes along an axis change, so pixels move across them, and remain stripes along it."""
+    wave = jnp.sin(jnp.arange(20.0))
+    stripes = jnp.expand_dims(wave, (0, 3 - axis, 3)) + jnp.zeros((4, 20, 20, 1))
+    found = np.asarray(augment.affine(stripes, jax.random.key(3)))
+    assert np.abs(found - stripes).reshape(4, -1).max(axis=1).min() > 0.05
+    across, along = np.abs(np.diff(found, axis=axis)), np.abs(np.diff(found, axis=3 - axis))
+    assert across.mean() > 3 * along.mean()
+
+
 def test_points_are_no_images():
     with pytest.raises(ValueError, match="height"):
         augment.affine(jnp.zeros((4, 2)), jax.random.key(0))
