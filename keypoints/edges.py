@@ -37,15 +37,6 @@ def normalised(pixels: jax.Array, size: jax.Array) -> jax.Array:
     return (2.0 * (pixels + 0.5) - flat) / jnp.max(size)
 
 
-def _largest(x: jax.Array) -> jax.Array:
-    """Maximum over the second axis by halves; see `v2v.pool` for why not `jnp.max`."""
-    while x.shape[1] > 1:
-        half = x.shape[1] // 2
-        rest = x[:, 2 * half :]
-        x = jnp.concatenate([jnp.maximum(x[:, :half], x[:, half : 2 * half]), rest], axis=1)
-    return x[:, 0]
-
-
 def draw(
     points: jax.Array,
     weights: jax.Array,
@@ -55,8 +46,9 @@ def draw(
 ) -> jax.Array:
     """Maps of the skeleton: max over edges of weight * exp(-distance^2 / (2 sigma^2)).
 
-    Temporary memory is images x edges x height x width float32; gradients recompute it instead of
-    keeping it.
+    Only the edge that is largest at a pixel has a gradient there, so all edges are drawn once to
+    find it, and it alone is differentiated. Temporary memory: images x edges x height x width
+    float32, in the forward pass only.
 
     Args:
         points: `[images, keypoints, 2]`, normalised as by `normalised`.
@@ -72,21 +64,27 @@ def draw(
     longest = max(height, width)
     y = (2.0 * (jnp.arange(height, dtype=jnp.float32) + 0.5) - height) / longest
     x = (2.0 * (jnp.arange(width, dtype=jnp.float32) + 0.5) - width) / longest
-    grid = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, 1, -1, 2)
+    grid_x, grid_y = (g.reshape(1, 1, -1) for g in jnp.meshgrid(x, y))
     ends = pairs(points.shape[1])
+    strength = jnp.broadcast_to(weights[None], (points.shape[0], len(ends)))
+    if seen is not None:
+        strength = jnp.where(seen[:, ends[:, 0]] & seen[:, ends[:, 1]], strength, 0.0)
+    from_, to = points[:, ends[:, 0]], points[:, ends[:, 1]]
+    # [images, 5, edges]: both ends' coordinates and the strength
+    edges = jnp.stack([from_[..., 0], from_[..., 1], to[..., 0], to[..., 1], strength], axis=1)
 
-    @jax.checkpoint
-    def render(points: jax.Array, weights: jax.Array) -> jax.Array:
-        start = points[:, ends[:, 0], None]  # [images, edges, 1, 2]
-        along = points[:, ends[:, 1], None] - start
-        offset = grid - start
-        square = jnp.sum(jnp.square(along), axis=-1)
-        place = jnp.sum(offset * along, axis=-1) / jnp.where(square > 1e-12, square, 1.0)
-        nearest = jnp.clip(place, 0.0, 1.0)[..., None] * along
-        distance = jnp.sum(jnp.square(offset - nearest), axis=-1)
-        strength = jnp.broadcast_to(weights[None], (points.shape[0], len(ends)))
-        if seen is not None:
-            strength = jnp.where(seen[:, ends[:, 0]] & seen[:, ends[:, 1]], strength, 0.0)
-        return _largest(strength[..., None] * jnp.exp(-distance / (2.0 * sigma**2)))
+    def value(each: jax.Array) -> jax.Array:
+        """`[images, 5, edges, 1]`, or `[images, 5, 1, pixels]` -> `[images, edges | 1, pixels]`."""
+        x0, y0, x1, y1, weight = jnp.moveaxis(each, 1, 0)
+        along_x, along_y, offset_x, offset_y = x1 - x0, y1 - y0, grid_x - x0, grid_y - y0
+        square = along_x**2 + along_y**2
+        share = offset_x * along_x + offset_y * along_y
+        share = jnp.clip(share / jnp.where(square > 1e-12, square, 1.0), 0.0, 1.0)
+        distance = (offset_x - share * along_x) ** 2 + (offset_y - share * along_y) ** 2
+        return weight * jnp.exp(-distance / (2.0 * sigma**2))
 
-    return render(points, weights).reshape(-1, height, width)
+    all_of_them = value(jax.lax.stop_gradient(edges)[..., None])
+    winner = jnp.argmax(all_of_them, axis=1)  # [images, pixels]
+    chosen = jax.nn.one_hot(winner, len(ends), axis=1, dtype=points.dtype)
+    largest = jnp.einsum("ice,iep->icp", edges, chosen, precision="highest")
+    return value(largest[:, :, None])[:, 0].reshape(-1, height, width)

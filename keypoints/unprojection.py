@@ -22,9 +22,6 @@ MODES = ("softmax", "sum", "mean", "confidence")
 def bilinear(maps: jax.Array, pixels: jax.Array) -> jax.Array:
     """Samples maps at pixel positions; positions outside sample zeros, as torch's grid_sample.
 
-    The four taps of a pixel lie beside each other in memory, so one gather of long rows (all frames
-    and channels) serves each point, forwards and backwards.
-
     Args:
         maps: `[frames, height, width, channels]`.
         pixels: (x, y) with integer pixel centres, `[points, 2]`.
@@ -32,26 +29,74 @@ def bilinear(maps: jax.Array, pixels: jax.Array) -> jax.Array:
     Returns:
         `[frames, points, channels]`.
     """
-    frames, height, width, channels = maps.shape
-    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = jnp.stack(
-        [padded[:, y : y + height + 1, x : x + width + 1] for y in (0, 1) for x in (0, 1)], axis=1
-    )  # [frames, 4, h + 1, w + 1, channels]
-    table = taps.transpose(2, 3, 1, 0, 4).reshape((height + 1) * (width + 1), 4, -1)
-    limits = jnp.array([width - 1, height - 1], pixels.dtype)[None]
+    return sample(maps[:, None], pixels[None])[0].transpose(1, 0, 2)
+
+
+def sample(maps: jax.Array, pixels: jax.Array) -> jax.Array:
+    """`bilinear` for several views, whose points differ, in the order in which it is computed.
+
+    A pixel's values of all frames and channels lie beside each other in memory, so each of a
+    point's four taps is one long row. The rows are added up as they are read.
+
+    Args:
+        maps: `[frames, views, height, width, channels]`.
+        pixels: (x, y) with integer pixel centres, `[views, points, 2]`.
+
+    Returns:
+        `[views, points, frames, channels]`.
+    """
+    frames, views, height, width, channels = maps.shape
+    padded = jnp.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    table = padded.transpose(1, 2, 3, 0, 4).reshape(-1, frames, channels)
+    limits = jnp.array([width - 1, height - 1], pixels.dtype)[None, None]
     inside = jnp.all((pixels > -1) & (pixels < limits + 1), axis=-1)
-    bounded = jnp.where(inside[:, None], pixels, 0.0)
+    bounded = jnp.where(inside[..., None], pixels, 0.0)
     floor = jnp.clip(jnp.floor(bounded), -1.0, limits)
     part = bounded - floor
-    index = (floor[:, 1] + 1) * (width + 1) + floor[:, 0] + 1
-    right, down = part[:, 0], part[:, 1]
+    row = width + 2
+    corner = ((floor[..., 1] + 1) * row + floor[..., 0] + 1).astype(jnp.int32)
+    corner = corner + jnp.arange(views, dtype=jnp.int32)[:, None] * (row * (height + 2))
+    right, down = part[..., 0], part[..., 1]
     weights = jnp.stack(
-        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], axis=1
+        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], axis=-1
     )
-    weights = weights * inside[:, None].astype(weights.dtype)
-    rows = jnp.take(table, index.astype(jnp.int32), axis=0)
-    sampled = jnp.einsum("pt,ptc->pc", weights, rows)
-    return sampled.reshape(-1, frames, channels).transpose(1, 0, 2)
+    weights = weights * inside[..., None].astype(weights.dtype)
+    taps = corner.reshape(-1, 1) + jnp.array([0, 1, row, row + 1], jnp.int32)[None]
+    rows = _weighted_rows(table, taps, weights.reshape(-1, 4))
+    return rows.reshape(views, -1, frames, channels)
+
+
+@jax.custom_vjp
+def _weighted_rows(table: jax.Array, taps: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sums of rows of `table` `[rows, n, m]`: `taps` (not checked), `weights` are `[points, t]`."""
+    total = jnp.zeros((len(taps), *table.shape[1:]), table.dtype)
+    for tap in range(taps.shape[1]):
+        total = total + weights[:, tap, None, None] * _row(table, taps[:, tap])
+    return total
+
+
+def _row(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table.at[index].get(mode="promise_in_bounds")
+
+
+def _weighted_rows_forward(table, taps, weights):  # type: ignore[no-untyped-def]
+    return _weighted_rows(table, taps, weights), (table, taps, weights)
+
+
+def _weighted_rows_backward(kept, change):  # type: ignore[no-untyped-def]
+    table, taps, weights = kept
+
+    def add(found: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, weight = tap
+        return found.at[index].add(weight[:, None, None] * change, mode="promise_in_bounds"), None
+
+    # A loop, because XLA would else compute what `change` comes from anew for each tap.
+    found, _ = jax.lax.scan(add, jnp.zeros_like(table), (taps.T, weights.T))
+    of_weights = [jnp.sum(_row(table, index) * change, axis=(1, 2)) for index in taps.T]
+    return found, None, jnp.stack(of_weights, axis=1)
+
+
+_weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
 
 
 def locate(
@@ -108,23 +153,46 @@ def unproject(
     pixels, visible = locate(cameras, n, (height, width), corners)
     if confidence is not None:
         maps = jnp.concatenate([maps, confidence], axis=-1)
-    values = jax.vmap(bilinear, (1, 0), 1)(maps, pixels)  # [frames, views, voxels, channels]
-    counts = (visible[None] & (present > 0)[..., None])[..., None]
+    values = sample(maps, pixels)  # [views, voxels, frames, channels]
+    counts = (visible[..., None] & (present.T > 0)[:, None])[..., None]
     if confidence is not None:
         values, logits = values[..., :channels], values[..., channels:]
-    elif mode == "softmax":
-        logits = values
     else:
         logits = jnp.zeros_like(values[..., :1])
     if mode == "sum":
-        total = jnp.sum(jnp.where(counts, values, 0.0), axis=1)
+        total = jnp.sum(jnp.where(counts, values, 0.0), axis=0)
+    elif mode == "softmax":
+        total = _softmax_mean(values, counts)
     else:
-        # the shift by the maximum keeps exp finite; it is taken over views that count
-        highest = jax.lax.stop_gradient(
-            jnp.max(jnp.where(counts, logits, -jnp.inf), axis=1, keepdims=True)
-        )
-        highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
-        weights = jnp.where(counts, jnp.exp(jnp.where(counts, logits - highest, 0.0)), 0.0)
-        mass = jnp.sum(weights, axis=1)
-        total = jnp.sum(weights * values, axis=1) / jnp.where(mass > 0, mass, 1.0)
-    return total.reshape(frames, n, n, n, channels)
+        total = jnp.sum(_softmax(logits, counts) * values, axis=0)
+    return total.transpose(1, 0, 2).reshape(frames, n, n, n, channels)
+
+
+def _softmax(logits: jax.Array, counts: jax.Array) -> jax.Array:
+    """Softmax over the first axis among the entries that count; 0 where none does."""
+    # the shift by the maximum keeps exp finite
+    highest = jax.lax.stop_gradient(jnp.max(jnp.where(counts, logits, -jnp.inf), axis=0))
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)[None]
+    weights = jnp.where(counts, jnp.exp(jnp.where(counts, logits - highest, 0.0)), 0.0)
+    mass = jnp.sum(weights, axis=0)
+    return weights / jnp.where(mass > 0, mass, 1.0)[None]
+
+
+@jax.custom_vjp
+def _softmax_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """Mean of `values` over the first axis, weighted by their own softmax."""
+    return jnp.sum(_softmax(values, counts) * values, axis=0)
+
+
+def _softmax_mean_forward(values, counts):  # type: ignore[no-untyped-def]
+    weights = _softmax(values, counts)
+    total = jnp.sum(weights * values, axis=0)
+    return total, (weights, values, total)
+
+
+def _softmax_mean_backward(kept, change):  # type: ignore[no-untyped-def]
+    weights, values, total = kept
+    return change[None] * weights * (1.0 + values - total[None]), None
+
+
+_softmax_mean.defvjp(_softmax_mean_forward, _softmax_mean_backward)

@@ -35,15 +35,46 @@ class Residual(nn.Module):
 def pool(x: jax.Array) -> jax.Array:
     """Maximum of 2 x 2 x 2 voxels, `[batch, d, h, w, channels]` with even sizes.
 
-    Pairwise: the gradient of `max` over an axis divides by the number of entries equal to the
-    maximum, which is 0 (and the gradient NaN) where XLA computes the entries a second time and
-    rounds them differently.
+    Of equal entries the first is the maximum and has the gradient.
     """
-    n, d, h, w, c = x.shape
-    x = x.reshape(n, d // 2, 2, h // 2, 2, w // 2, 2, c)
-    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-    x = jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
-    return jnp.maximum(x[..., 0, :], x[..., 1, :])
+    return _pool(x)
+
+
+@jax.custom_vjp
+def _pool(x: jax.Array) -> jax.Array:
+    return _largest(x)[0]
+
+
+def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(maximum, int8 index of its entry), both `[batch, d / 2, h / 2, w / 2, channels]`."""
+    value, index = x, jnp.zeros(x.shape, jnp.int8)
+    for axis in (1, 2, 3):
+        first, second = _alternate(value, axis)
+        later = second > first
+        value = jnp.maximum(first, second)
+        of_first, of_second = _alternate(index, axis)
+        index = jnp.where(later, of_second + jnp.int8(8 >> axis), of_first)
+    return value, index
+
+
+def _alternate(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Entries 0, 2, ... and 1, 3, ... along an axis."""
+    return (jax.lax.slice_in_dim(x, 0, None, 2, axis), jax.lax.slice_in_dim(x, 1, None, 2, axis))
+
+
+def _pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _largest(x)
+
+
+def _pool_backward(index: jax.Array, change: jax.Array) -> tuple[jax.Array]:
+    n, d, h, w, c = change.shape
+    own = jnp.arange(8, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1, 2, 1)
+    wide = (n, d, 1, h, 1, w, 1, c)
+    found = jnp.where(index.reshape(wide) == own, change.reshape(wide), 0.0)
+    return (found.reshape(n, 2 * d, 2 * h, 2 * w, c),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
 
 
 class Upsample(nn.Module):

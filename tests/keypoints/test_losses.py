@@ -1,5 +1,6 @@
 """Edges and losses: closed forms, freedom from units, degenerate cases."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,29 @@ def test_an_edge_is_brightest_on_its_segment_and_symmetric():
     samples = np.linspace(0, 1, 2000)[:, None] * np.array([1.1, 0.7]) + np.array([-0.5, -0.3])
     distance = np.hypot(x[..., None] - samples[:, 0], y[..., None] - samples[:, 1]).min(axis=-1)
     np.testing.assert_allclose(image, np.exp(-(distance**2) / 0.02), atol=1e-4)
+
+
+def test_gradients_of_drawing_equal_those_of_the_maximum():
+    points = jax.random.uniform(jax.random.key(3), (2, 5, 2), minval=-0.8, maxval=0.8)
+    weights = jax.random.uniform(jax.random.key(4), (10,), minval=0.5)
+    y = x = (2.0 * (jnp.arange(16.0) + 0.5) - 16) / 16
+    grid = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(1, 1, -1, 2)
+
+    def plain(points, weights):
+        a, b = (points[:, edges.pairs(5)[:, i], None] for i in (0, 1))  # [2, 10, 1, 2]
+        share = jnp.sum((grid - a) * (b - a), -1) / jnp.sum((b - a) ** 2, -1)
+        near = a + jnp.clip(share, 0.0, 1.0)[..., None] * (b - a)
+        each = weights[None, :, None] * jnp.exp(-jnp.sum((grid - near) ** 2, -1) / 0.08)
+        return each.max(axis=1).reshape(2, 16, 16)
+
+    def drawn(points, weights):
+        return edges.draw(points, weights, (16, 16), 0.2)
+
+    np.testing.assert_allclose(drawn(points, weights), plain(points, weights), atol=1e-5)
+    first, second = (
+        jax.grad(lambda p, w: jnp.sum(jnp.sin(f(p, w))), argnums=(0, 1))(points, weights)  # noqa: B023
+        for f in (drawn, plain))
+    chex.assert_trees_all_close(first, second, atol=1e-4, rtol=1e-4)
 
 
 def test_a_long_image_has_round_dots():

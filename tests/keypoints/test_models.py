@@ -11,7 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from keypoints import cameras as cameras_lib
-from keypoints import data, models, volume
+from keypoints import data, models, v2v, volume
 from keypoints.models import KeypointNet
 from keypoints.norms import GroupNorm
 from tests.keypoints.small import CONFIG, cube, recording
@@ -120,15 +120,32 @@ def test_variants_give_finite_gradients(scene, change):
     assert norms["skeleton"] > 0
 
 
-def test_group_norm_equals_flax():
+def test_group_norm_and_its_gradients_equal_flax():
     import flax.linen as nn
 
     x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6, 16)) * 3 + 2
     reference = nn.GroupNorm(num_groups=2, epsilon=1e-5)
     params = reference.init(jax.random.key(1), x)
-    params = jax.tree.map(lambda p: p + 0.3, params)
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(2), p.shape), params)
     np.testing.assert_allclose(
         GroupNorm(8).apply(params, x), reference.apply(params, x), atol=2e-5)
+
+    def gradients(norm):
+        return jax.grad(lambda p, x: jnp.sum(jnp.sin(norm.apply(p, x))), argnums=(0, 1))(params, x)
+
+    chex.assert_trees_all_close(gradients(GroupNorm(8)), gradients(reference), atol=5e-4, rtol=1e-4)
+
+
+def test_pool_is_the_maximum_with_its_gradient_at_one_voxel():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 8, 3)).at[0, 0, 0, :2].set(9.0)
+    blocks = x.reshape(2, 2, 2, 3, 2, 4, 2, 3).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    flat = np.asarray(blocks).reshape(2, 2, 3, 4, 3, 8)
+    np.testing.assert_array_equal(v2v.pool(x), flat.max(-1))
+    weights = jax.random.normal(jax.random.key(1), (2, 2, 3, 4, 3))
+    found = jax.grad(lambda x: jnp.sum(v2v.pool(x) * weights))(x)
+    expected = (np.arange(8) == flat.argmax(-1)[..., None]) * np.asarray(weights)[..., None]
+    expected = expected.reshape(2, 2, 3, 4, 3, 2, 2, 2).transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    np.testing.assert_array_equal(found, expected.reshape(x.shape))
 
 
 def test_bad_sizes_are_refused():

@@ -1,5 +1,6 @@
 """Unprojection: voxels see the pixels they project to, for any image, lens and set of views."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,42 @@ def test_a_missing_view_equals_a_smaller_rig(scene):
     np.testing.assert_allclose(first, second, atol=1e-5)
     # what a missing view shows is of no consequence
     np.testing.assert_allclose(run(maps.at[:, 1].set(1e3), own, 8, present, "softmax"), first)
+
+
+@pytest.mark.parametrize("mode", ["softmax", "mean"])
+def test_gradients_equal_those_of_the_definition(scene, mode):
+    own, maps, run = scene
+    present = jnp.ones((2, 4)).at[0, 1].set(0.0)
+    pixels, visible = unprojection.locate(own, 8, maps.shape[2:4])
+
+    def weight(x, at):
+        distance = jnp.abs(x[..., None] - jnp.arange(float(at)).reshape(1, 1, -1))
+        return jnp.maximum(0.0, 1.0 - distance)
+
+    table = weight(pixels[..., 1], 16)[..., :, None] * weight(pixels[..., 0], 24)[..., None, :]
+
+    def definition(maps):
+        values = jnp.einsum("vphw,fvhwc->fvpc", table, maps, precision="highest")
+        counts = (visible[None] & (present > 0)[..., None])[..., None]
+        logits = values if mode == "softmax" else jnp.zeros_like(values)
+        weights = jnp.where(counts, jnp.exp(logits), 0.0)
+        mass = weights.sum(axis=1)
+        total = (weights * values).sum(axis=1) / jnp.where(mass > 0, mass, 1.0)
+        return total.reshape(2, 8, 8, 8, 3)
+
+    np.testing.assert_allclose(run(maps, own, 8, present, mode), definition(maps), atol=1e-5)
+    first, second = (
+        jax.grad(lambda m: jnp.sum(jnp.sin(3 * lift(m))))(maps)  # noqa: B023
+        for lift in (lambda m: run(m, own, 8, present, mode), definition))
+    np.testing.assert_allclose(first, second, atol=2e-4)
+
+
+def test_gradient_of_places_equals_differences():
+    maps = jax.random.normal(jax.random.key(5), (2, 6, 7, 3))
+    pixels = jnp.array([[1.3, 2.6], [4.45, 0.7], [5.6, -0.4]])
+    chex.assert_numerical_grads(
+        lambda p: jnp.sin(unprojection.bilinear(maps, p)), (pixels,), order=1, modes=("rev",),
+        atol=2e-2, eps=1e-2)
 
 
 def test_voxels_outside_all_images_are_zero_and_gradients_finite(scene):
