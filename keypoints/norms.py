@@ -1,7 +1,6 @@
 """Group normalisation, stateless, of any rank; on a CPU its sums are matrix products."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 __all__ = ["GroupNorm"]
 
 _EPSILON = 1e-5
+
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # what the gradient needs
 
 
 class GroupNorm(nn.Module):
@@ -56,7 +57,7 @@ def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, size: int) -> ja
     return _forward(x, scale, bias, size)[0]
 
 
-def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, size: int) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, size: int) -> tuple[jax.Array, Kept]:
     mean = _groups(_positions(x), size)
     centred = x - mean[:, None]
     deviation = jnp.sqrt(_groups(_positions(jnp.square(centred)), size) + _EPSILON)
@@ -64,7 +65,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, size: int) -> tupl
     return y, (x, mean, deviation, scale)
 
 
-def _backward(size: int, kept: Any, change: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(size: int, kept: Kept, change: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients by the two averages that they all need (Wu and He, 2018, differentiated)."""
     x, mean, deviation, scale = kept
     unit = (x - mean[:, None]) / deviation[:, None]

@@ -4,9 +4,9 @@ The volume is the cube [-1, 1]^3 of the world in which the cameras are given (se
 `keypoints.volume`), so nothing here has units. A view counts at a voxel if it is present, the voxel
 lies in front of its camera and its pixel lies in the image.
 
-Memory: the sampled features, views x voxels x channels float32 for each frame (four times that
-while the taps are gathered). For 4 views and 16 channels that is 3.5 MB a frame at 24^3 voxels and
-67 MB at 64^3.
+Memory: the sampled features, views x voxels x channels float32 for each frame, and for gradients
+their softmax over the views beside them. For 4 views and 16 channels that is 3.5 MB a frame at 24^3
+voxels and 67 MB at 64^3.
 """
 
 import jax
@@ -17,6 +17,8 @@ from keypoints.cameras import Cameras
 from keypoints.v2v import coordinates
 
 MODES = ("softmax", "sum", "mean", "confidence")
+
+Kept = tuple[jax.Array, jax.Array, jax.Array]  # what a gradient by hand needs
 
 
 def bilinear(maps: jax.Array, pixels: jax.Array) -> jax.Array:
@@ -79,11 +81,13 @@ def _row(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[index].get(mode="promise_in_bounds")
 
 
-def _weighted_rows_forward(table, taps, weights):  # type: ignore[no-untyped-def]
+def _weighted_rows_forward(
+    table: jax.Array, taps: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, Kept]:
     return _weighted_rows(table, taps, weights), (table, taps, weights)
 
 
-def _weighted_rows_backward(kept, change):  # type: ignore[no-untyped-def]
+def _weighted_rows_backward(kept: Kept, change: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     table, taps, weights = kept
 
     def add(found: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -184,13 +188,13 @@ def _softmax_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.sum(_softmax(values, counts) * values, axis=0)
 
 
-def _softmax_mean_forward(values, counts):  # type: ignore[no-untyped-def]
+def _softmax_mean_forward(values: jax.Array, counts: jax.Array) -> tuple[jax.Array, Kept]:
     weights = _softmax(values, counts)
     total = jnp.sum(weights * values, axis=0)
     return total, (weights, values, total)
 
 
-def _softmax_mean_backward(kept, change):  # type: ignore[no-untyped-def]
+def _softmax_mean_backward(kept: Kept, change: jax.Array) -> tuple[jax.Array, None]:
     weights, values, total = kept
     return change[None] * weights * (1.0 + values - total[None]), None
 
