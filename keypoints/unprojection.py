@@ -159,15 +159,13 @@ def unproject(
         maps = jnp.concatenate([maps, confidence], axis=-1)
     values = sample(maps, pixels)  # [views, voxels, frames, channels]
     counts = (visible[..., None] & (present.T > 0)[:, None])[..., None]
-    if confidence is not None:
-        values, logits = values[..., :channels], values[..., channels:]
-    else:
-        logits = jnp.zeros_like(values[..., :1])
+    values, logits = values[..., :channels], values[..., channels:]  # the latter of confidence
     if mode == "sum":
         total = jnp.sum(jnp.where(counts, values, 0.0), axis=0)
     elif mode == "softmax":
         total = _softmax_mean(values, counts)
     else:
+        logits = jnp.zeros_like(values[..., :1]) if mode == "mean" else logits
         total = jnp.sum(_softmax(logits, counts) * values, axis=0)
     return total.transpose(1, 0, 2).reshape(frames, n, n, n, channels)
 

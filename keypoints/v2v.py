@@ -32,16 +32,12 @@ class Residual(nn.Module):
         return nn.relu(x + y)
 
 
+@jax.custom_vjp
 def pool(x: jax.Array) -> jax.Array:
     """Maximum of 2 x 2 x 2 voxels, `[batch, d, h, w, channels]` with even sizes.
 
     Of equal entries the first is the maximum and has the gradient.
     """
-    return _pool(x)
-
-
-@jax.custom_vjp
-def _pool(x: jax.Array) -> jax.Array:
     return _largest(x)[0]
 
 
@@ -74,7 +70,7 @@ def _pool_backward(index: jax.Array, change: jax.Array) -> tuple[jax.Array]:
     return (found.reshape(n, 2 * d, 2 * h, 2 * w, c),)
 
 
-_pool.defvjp(_pool_forward, _pool_backward)
+pool.defvjp(_pool_forward, _pool_backward)
 
 
 class Upsample(nn.Module):
