@@ -45,6 +45,7 @@ RECIPES: dict[str, dict[str, str]] = {
     "no spread": {"train.slices": "0"},
     "no distortions": {"train.augment": "0"},
     "images to match undistorted": {"train.augment_matching": "False"},
+    "principal": {"net.linear": "False", "net.principal": "True"},
     "early fall": {"train.tightness_decay_from": "0.5"},
 }
 
@@ -75,7 +76,10 @@ def train(config: ConfigDict, folders: Mapping[str, pathlib.Path]) -> tuple[proj
     net = settings.net_config(config, len(images.class_names))
     recipe, objective = settings.recipe(config), settings.objective(config)
     everybody = settings.members(config)
-    states = stages.init_members(config, net, recipe, spectrum, everybody, objective.use_matching)
+    components = settings.components(config, images.train, config.train.augment)
+    states = stages.init_members(
+        config, net, recipe, spectrum, everybody, objective.use_matching, components
+    )
     step = make_train_step(models.build(net), objective, recipe, net.independent)
     source = {"image": images.train}
     if net.classes and images.train_labels is not None:

@@ -19,8 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.noise = "normal"  # normal, half or hermitian; see ign/noise.py
     config.net = ConfigDict(
         dict(
-            kind="patch", width=32, latent=256, hidden=512, depth=1, linear=True, norm="group",
-            dropout=0.0, conditional=False,
+            kind="patch", width=32, latent=256, hidden=512, depth=1, linear=True,
+            principal=False,  # start from the images' principal components, instead of `linear`
+            norm="group", dropout=0.0, conditional=False,
         )
     )
     config.loss = ConfigDict(
@@ -99,7 +100,13 @@ def get_config(variant: str = "") -> ConfigDict:
 
 _FACES = dict(
     data=dict(source="faces", size=64),
-    train=dict(batch_size=64),
+    net=dict(linear=False, principal=True),
+    # Stronger distortions undo the alignment of the faces; weaker matching blurs them less, and
+    # fewer steps do.
+    loss=dict(matching=0.4, spread=0.6, tightness=2.0),
+    train=dict(num_steps=1200, augment=0.5, augment_matching=False),
+    probe=dict(every=200),
+    baseline=dict(augment=0.5),
     evaluate=dict(other=""),
 )
 _CHANGES: dict[str, dict] = {

@@ -88,7 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
             columns=dict(subject="subject", scan="scan", diagnosis="diagnosis", split=""),
         )
     )
-    config.trials = ConfigDict(dict(count=3, fractions=(0.6, 0.15, 0.25), at_once=1))
+    config.trials = ConfigDict(dict(count=8, fractions=(0.6, 0.15, 0.25), at_once=1))
     # The first level is drawn and exported.
     config.maps = ConfigDict(dict(plant="additive", effect=0.2, seeds=5, levels=(1, 0)))
     config.quick_compile = variant == "smoke"

@@ -16,7 +16,7 @@ import optax
 from flax import struct
 
 from common.train_state import TrainState
-from ign import augment, losses, models
+from ign import augment, losses, models, principal
 from ign.train import to_signed
 
 NAMES = ("autoencoder", "denoising autoencoder")
@@ -41,10 +41,20 @@ def network(config: models.NetConfig) -> models.NetConfig:
 
 
 def init_state(
-    key: jax.Array, config: models.NetConfig, learning_rate: float, steps: int, noise: float
+    key: jax.Array,
+    config: models.NetConfig,
+    learning_rate: float,
+    steps: int,
+    noise: float,
+    components: principal.Components | None = None,
 ) -> BaselineState:
-    """Fresh parameters and Adam with a cosine schedule; `noise` 0 is the plain autoencoder."""
+    """Fresh parameters and Adam with a cosine schedule; `noise` 0 is the plain autoencoder.
+
+    `components` are for a network with `principal`.
+    """
     params = models.init(models.build(config), key, config.shape)["params"]
+    if components is not None:
+        params = principal.start(params, components)
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     return BaselineState(TrainState.create(params, optax.adam(schedule)), jnp.float32(noise))
 

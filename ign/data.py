@@ -101,8 +101,10 @@ def _faces(size: int) -> ImageSet:
     # By person, so that nobody of the test images was trained on (CelebA has no identities).
     held_out = np.concatenate([olivetti.person % 5 == 1, np.arange(len(photos)) % 5 == 1])
     images = np.concatenate([people, photos])
-    order = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))
-    return ImageSet(images[order], images[held_out], None, None, ())
+    # Shuffled, so that the first images of either part are of different people.
+    rng = np.random.default_rng(0)
+    train, test = (rng.permutation(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+    return ImageSet(images[train], images[test], None, None, ())
 
 
 def _npz(path: str) -> ImageSet:

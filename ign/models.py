@@ -9,12 +9,17 @@ grid of 7 x 7 (8 x 8) of them, so that all of it is products of large matrices, 
 The hidden layer on either side of its bottleneck gives it the nonlinear map from noise to codes
 that its few convolutions lack.
 
+Both may have the images' principal components beside them (`principal`): a fixed linear map to the
+code and another from it. Layers alone learn these directions one after another, the small ones of
+64 x 64 images hardly at all.
+
 The published layout has batch normalisation, which makes the result for one image depend on the
 others of its batch while training, and another function when not. The default here is group
 normalisation, with which the network is one function.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +39,8 @@ PATCHES = {28: 4, 32: 4, 64: 8}
 """Pixels of a patch's side in images of this size."""
 
 _INIT = nn.initializers.normal(0.02)  # DCGAN's
+# Of last layers that add to a fixed map: what it gives is right at the start.
+_SMALL_CODE, _SMALL = nn.initializers.normal(0.01), nn.initializers.normal(0.002)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,9 @@ class NetConfig:
         hidden: size of the patch network's layers next to the bottleneck ("dcgan" has none).
         depth: number of those layers on either side.
         linear: a linear map beside those layers, with which images are soon reconstructed well.
+        principal: fixed linear maps from the image to the code and from the code to the image, to
+            which the layers add; see `principal.start` for their values. They take the place of
+            `linear`.
         norm: "group" (over 8 channels), "batch" (the published layout) or "none".
         dropout: probability that a feature map is dropped while training.
         classes: number of classes of a conditional network, 0 for none.
@@ -64,6 +74,7 @@ class NetConfig:
     hidden: int = 256
     depth: int = 1
     linear: bool = False
+    principal: bool = False
     norm: str = "group"
     dropout: float = 0.0
     classes: int = 0
@@ -80,6 +91,8 @@ class NetConfig:
             raise ValueError("norm 'batch' is of the published layout, kind 'dcgan'")
         if self.output not in ("tanh", "linear"):
             raise ValueError(f"output {self.output!r}, expected 'tanh' or 'linear'")
+        if self.principal and self.linear:
+            raise ValueError("a network has a learnt linear map or a fixed one, not both")
         if self.norm == "group" and self.width % 8:
             raise ValueError(f"width {self.width} is no multiple of 8, the channels of a group")
 
@@ -92,6 +105,33 @@ class NetConfig:
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image."""
         return self.size, self.size, self.channels
+
+
+class Principal(nn.Module):
+    """Fixed affine maps image -> code and code -> image, before the tanh; no gradient reaches them.
+
+    Until `principal.start` gives them values they are 0.
+    """
+
+    config: NetConfig
+
+    def setup(self) -> None:
+        c = self.config
+        pixels, zeros = math.prod(c.shape), nn.initializers.zeros
+        self.encoder = self.param("encoder", zeros, (pixels, c.latent))
+        self.encoder_bias = self.param("encoder_bias", zeros, (c.latent,))
+        self.decoder = self.param("decoder", zeros, (c.latent, pixels))
+        self.decoder_bias = self.param("decoder_bias", zeros, (pixels,))
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """`[batch, size, size, channels]` -> `[batch, latent]`."""
+        fixed = jax.lax.stop_gradient((self.encoder, self.encoder_bias))
+        return x.reshape(x.shape[0], -1) @ fixed[0] + fixed[1][None]
+
+    def decode(self, code: jax.Array) -> jax.Array:
+        """`[batch, latent]` -> `[batch, size, size, channels]`."""
+        fixed = jax.lax.stop_gradient((self.decoder, self.decoder_bias))
+        return (code @ fixed[0] + fixed[1][None]).reshape(-1, *self.config.shape)
 
 
 class Autoencoder(nn.Module):
@@ -110,6 +150,9 @@ class Autoencoder(nn.Module):
         c = self.config
         kernels = SIZES[c.size]
         finish = _finisher(c, x, labels, train)
+        fixed = Principal(c, name="principal") if c.principal else None
+        code = fixed.encode(x) if fixed else 0.0
+        small = _SMALL if fixed else _INIT
         for index, kernel in enumerate(kernels):
             conv = Conv(
                 c.width * 2**index, (kernel, kernel), 2, 1, kernel_init=_INIT, name=f"down{index}"
@@ -117,8 +160,8 @@ class Autoencoder(nn.Module):
             x = finish(conv(x), f"down{index}", index > 0, 0.2)
         top = c.width * 2 ** (len(kernels) - 1)
         x = x.reshape(x.shape[0], 16 * top)
-        x = nn.Dense(c.latent, kernel_init=_INIT, name="encode")(x)
-        x = nn.Dense(16 * top, kernel_init=_INIT, name="decode")(x).reshape(-1, 4, 4, top)
+        code += nn.Dense(c.latent, kernel_init=small, name="encode")(x)
+        x = nn.Dense(16 * top, kernel_init=_INIT, name="decode")(code).reshape(-1, 4, 4, top)
         x = finish(x, "decode", True, 0.0)
         for index in reversed(range(len(kernels))):
             last = index == 0
@@ -128,16 +171,19 @@ class Autoencoder(nn.Module):
                 features,
                 (kernel, kernel),
                 torch_padding((kernel, kernel), 1),
-                kernel_init=_INIT,
+                kernel_init=small if last else _INIT,
                 name=f"up{index}",
             )
             x = up(x)
             if not last:
                 x = finish(x, f"up{index}", True, 0.0)
+        x = x + fixed.decode(code) if fixed else x
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
-def grid_conv(features: int, name: str | None = None) -> nn.Module:
+def grid_conv(
+    features: int, name: str | None = None, kernel_init: Any = nn.linear.default_kernel_init
+) -> nn.Module:
     """3 x 3 convolution on a grid `[batch, rows, columns, channels]`, border of zeros.
 
     On CPUs a convolution, elsewhere the equal product of matrices: the networks of a population
@@ -145,8 +191,8 @@ def grid_conv(features: int, name: str | None = None) -> nn.Module:
     programs, and a batched product of the other. The parameters are the same.
     """
     if jax.default_backend() == "cpu":
-        return Conv(features, (3, 3), name=name)
-    return conv_products.Conv(features, (3, 3), padding=1, name=name)
+        return Conv(features, (3, 3), kernel_init=kernel_init, name=name)
+    return conv_products.Conv(features, (3, 3), padding=1, kernel_init=kernel_init, name=name)
 
 
 class PatchAutoencoder(nn.Module):
@@ -165,18 +211,25 @@ class PatchAutoencoder(nn.Module):
         side = PATCHES[c.size]
         cells = c.size // side
         finish = _finisher(c, x, labels, train)
+        fixed = Principal(c, name="principal") if c.principal else None
+        code = fixed.encode(x) if fixed else None
+        last = _SMALL if fixed else nn.linear.default_kernel_init
         x = x.reshape(-1, cells, side, cells, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, cells, cells, side * side * c.channels)
         for name in ("down0", "down1"):
             x = finish(grid_conv(c.width, name=name)(x), name, True, 0.2)
         x = x.reshape(-1, cells * cells * c.width)
-        x = _dense(c, x, c.latent, "encode")
-        x = _dense(c, x, cells * cells * c.width, "decode").reshape(-1, cells, cells, c.width)
+        if code is None:
+            code = _dense(c, x, c.latent, "encode")
+        else:
+            code += _dense(c, jnp.concatenate([x, code], axis=1), c.latent, "encode")
+        x = _dense(c, code, cells * cells * c.width, "decode").reshape(-1, cells, cells, c.width)
         x = finish(x, "decode", True, 0.0)
         x = finish(grid_conv(c.width, name="up1")(x), "up1", True, 0.0)
-        x = grid_conv(side * side * c.channels, name="up0")(x)
+        x = grid_conv(side * side * c.channels, "up0", last)(x)
         x = x.reshape(-1, cells, cells, side, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, c.size, c.size, c.channels)
+        x = x + fixed.decode(code) if fixed else x
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
@@ -188,6 +241,8 @@ def _dense(c: NetConfig, x: jax.Array, features: int, name: str) -> jax.Array:
     y = nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden")(x), 0.2)
     for index in range(1, c.depth):
         y += nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden{index}")(y), 0.2)
+    if c.principal and name == "encode":
+        return nn.Dense(features, kernel_init=_SMALL_CODE, name=name)(y)
     y = nn.Dense(features, name=name)(y)
     return y + nn.Dense(features, use_bias=False, name=f"{name}_linear")(x) if c.linear else y
 

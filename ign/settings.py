@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from common import storage
 from common.config import ConfigError
 from common.nets import lpips
-from ign import classifier, features, losses, noise, population
+from ign import classifier, features, losses, noise, population, principal
 from ign.data import ImageSet
 from ign.evaluate import Judge
 from ign.models import NetConfig
@@ -34,10 +34,25 @@ def net_config(config: ConfigDict, classes: int) -> NetConfig:
         hidden=c.hidden,
         depth=c.depth,
         linear=c.linear,
+        principal=c.principal,
         norm=c.norm,
         dropout=c.dropout,
         classes=classes if c.conditional else 0,
     )
+
+
+def components(
+    config: ConfigDict, images: np.ndarray, distortion: float
+) -> principal.Components | None:
+    """Principal components of the training images, distorted like theirs; None where
+    `config.net.principal` is off."""
+    c = config.net
+    if not c.principal:
+        return None
+    try:
+        return principal.fit(images, c.latent, distortion)
+    except ValueError as error:
+        raise ConfigError(f"config.net.latent: {error}") from error
 
 
 def recipe(config: ConfigDict) -> Recipe:

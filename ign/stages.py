@@ -20,6 +20,7 @@ from ign import (
     models,
     noise,
     population,
+    principal,
     probe,
     project,
     settings,
@@ -75,8 +76,11 @@ def train_baselines(config: ConfigDict, inputs: dict[str, Path], out: Path) -> N
     c = config.baseline
     key = rng.stream(jax.random.key(config.seed), "baseline-init")
     step = baseline.make_train_step(net, c.augment)
+    components = settings.components(config, images.train, c.augment)
     for name, deviation in zip(baseline.NAMES, (0.0, c.noise), strict=True):
-        state = baseline.init_state(key, net, c.learning_rate, c.num_steps, deviation)
+        state = baseline.init_state(
+            key, net, c.learning_rate, c.num_steps, deviation, components
+        )
         batches = population.batches({"image": images.train}, c.batch_size, [config.seed])
         own = ConfigDict({**c, "seed": config.seed, "mesh": config.mesh})
         state = fit(own, state, step, batches, name, out / name.replace(" ", "_"))
@@ -93,7 +97,10 @@ def train(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     recipe, objective = settings.recipe(config), settings.objective(config)
     everybody = settings.members(config)
     count = len(everybody)
-    states = init_members(config, net, recipe, spectrum, everybody, objective.use_matching)
+    components = settings.components(config, images.train, config.train.augment)
+    states = init_members(
+        config, net, recipe, spectrum, everybody, objective.use_matching, components
+    )
     step = make_train_step(models.build(net), objective, recipe, net.independent)
     watch = make_probe(config, inputs, net, spectrum)
     log = Writer(out, "probe")
@@ -146,10 +153,11 @@ def init_members(
     spectrum: noise.Spectrum | None,
     everybody: list[population.Member],
     matched: bool,
+    components: principal.Components | None = None,
 ) -> IgnState:
     """The states of all members along a leading axis; equal seeds start from equal parameters.
 
-    With `matched` each has a bank.
+    With `matched` each has a bank. `components` are for a network with `principal`.
     """
     keys = jnp.stack([jax.random.key(member.seed) for member in everybody])
     weights = population.stack_weights(settings.weights(config), everybody)
@@ -157,6 +165,8 @@ def init_members(
     def one(key: jax.Array, own: losses.Weights) -> IgnState:
         key = rng.stream(key, "init")
         variables = models.init(models.build(net), key, net.shape, net.classes)
+        if components is not None:
+            variables["params"] = principal.start(variables["params"], components)
         banks = recipe.empty_banks(net.shape, net.classes > 0) if matched else ()
         return init_state(variables, recipe, own, spectrum, *banks)
 

@@ -72,9 +72,10 @@ def spread(memory: Memory, samples: jax.Array, key: jax.Array, slices: int) -> j
     size = flat.shape[1]
     directions = jax.random.normal(key, (size, slices))
     directions /= jnp.linalg.norm(directions, axis=0, keepdims=True)
-    real = jnp.sort((seen @ directions).T)  # [slices, places]
-    drawn = jnp.sort((others @ directions).T)
-    own = (flat @ directions).T  # [slices, batch]
+    # The barrier: XLA's product for CPUs that would give the transpose at once is slow.
+    along = [jax.lax.optimization_barrier(x @ directions).T for x in (seen, others, flat)]
+    real, drawn = jnp.sort(along[0]), jnp.sort(along[1])  # [slices, places]
+    own = along[2]  # [slices, batch]
     # Quantiles between those of the memory's samples, so that samples do not all snap to them.
     moved = jax.vmap(lambda x, old, new: jnp.interp(x, old, new))(own, drawn, real)
     # Beyond the outermost sample the distance to it is kept.

@@ -31,11 +31,17 @@ class MeshConv(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, operator: chebyshev.Laplacian | jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, operator: chebyshev.Laplacian | jax.Array | None
+    ) -> jax.Array:
+        """Without an operator `x` has the terms as channels, `[..., terms * channels]`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
-        shape = (self.terms, x.shape[-1], self.features)
+        channels = x.shape[-1] // (self.terms if operator is None else 1)
+        shape = (self.terms, channels, self.features)
         kernel = self.param("kernel", init, shape).astype(x.dtype)
-        if isinstance(operator, jax.Array):
+        if operator is None:
+            y = x @ kernel.reshape(-1, self.features)
+        elif isinstance(operator, jax.Array):
             y = spiral.convolve(x, kernel, operator)
         else:
             y = chebyshev.convolve(x, kernel, operator)
@@ -123,6 +129,39 @@ class MeshNet(nn.Module):
         """Levels of the hierarchy that are used."""
         return len(self.widths) + (1 if self.stem else 0)
 
+    def linear_start(self, hierarchy: Hierarchy) -> bool:
+        """Whether all that happens on the finest level is linear, so that `prepare` can do it."""
+        chebyshev_ = not isinstance(hierarchy.convolutions[0], jax.Array)
+        return bool(self.stem) and self.preact and self.pooling == "mean" and chebyshev_
+
+    def prepare(self, x: jax.Array, hierarchy: Hierarchy) -> jax.Array:
+        """What the stem's weights multiply, brought to the second level.
+
+        Without ReLU between them, pooling and the stem's mixing of channels commute. The terms
+        T_k(L) x do not depend on the weights, so they are computed and pooled once for a training,
+        and the finest level, the largest, takes no part in its steps.
+
+        Args:
+          x: `[batch, vertices, features]`.
+          hierarchy: operators.
+
+        Returns:
+          `[batch, vertices of the second level, terms * features]`, for `__call__` with `prepared`.
+
+        Raises:
+          ValueError: the network does not start linearly, see `linear_start`.
+        """
+        operator = hierarchy.convolutions[0]
+        if isinstance(operator, jax.Array) or not self.linear_start(hierarchy):
+            raise ValueError("only a network with a linear start has its first level prepared")
+        batch, vertices, features = x.shape
+        flat = x.transpose(1, 0, 2).reshape(vertices, -1)
+        each = chebyshev.terms(flat, self.terms, operator)
+        flat = each.transpose(1, 2, 0).reshape(vertices, -1)
+        flat = operators.multiply(hierarchy.pools[0], flat)
+        parts = flat.reshape(-1, batch, features, self.terms).transpose(1, 0, 3, 2)
+        return parts.reshape(batch, -1, self.terms * features)
+
     @nn.compact
     def __call__(
         self,
@@ -131,26 +170,31 @@ class MeshNet(nn.Module):
         train: bool = False,
         probes: Sequence[jax.Array] | None = None,
         taps: list[jax.Array] | None = None,
+        prepared: bool = False,
     ) -> jax.Array:
         """Logits.
 
         Args:
-          x: `[batch, vertices, features]`.
+          x: `[batch, vertices, features]`, or what `prepare` made of it.
           hierarchy: operators; of at least `levels` levels.
           train: batch statistics and dropout (needs the random stream "dropout").
           probes: added to the blocks' outputs `[vertices, batch, channels]`; for gradients.
           taps: a list that receives the blocks' outputs.
+          prepared: whether `x` is prepared; there is no finest level then to probe or tap.
         """
+        if prepared and not (probes is None and taps is None):
+            raise ValueError("probes and taps need features that are not prepared")
         if self.head not in ("flatten", "regions", "pooled") or self.pooling not in ("mean", "max"):
             raise ValueError(f"head {self.head!r}, pooling {self.pooling!r}")
         x = x.transpose(1, 0, 2)
         first = 1 if self.stem else 0
         for level in range(first + len(self.widths)):
-            if level:
+            if level > (1 if prepared else 0):
                 x = _pooled(x, hierarchy.pools[level - 1], self.pooling)
             operator = hierarchy.convolutions[level]
             if level < first:
-                x = MeshConv(self.stem, self.terms, name="stem")(x, operator)
+                stem = MeshConv(self.stem, self.terms, name="stem")
+                x = stem(x, None if prepared else operator)
                 x = x if self.preact else nn.relu(x)
             else:
                 width = self.widths[level - first]

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from common import rng, sharding
 from common.loop import NonFiniteLoss
 from meshgcn.hierarchy import Hierarchy
+from meshgcn.models import MeshNet
 
 __all__ = ["Fitted", "Recipe", "fit_trial", "fit_trials", "standardiser"]
 
@@ -121,16 +122,31 @@ def fit_trial(
     counted = role[validation] == 1
     validation = jnp.where(counted, validation, validation[0])
 
+    # Fixed features and a linear first level: that level is done once, see `MeshNet.prepare`.
+    early = isinstance(model, MeshNet) and not recipe.noise and model.linear_start(hierarchy)
+    apply: Callable[..., Any] = model.apply
+    if early:
+        apply = functools.partial(model.apply, prepared=True)
+
     def take(rows: jax.Array) -> jax.Array:
         return (x[rows] - mean[None]) * scale[None]
 
+    if early:
+        every = jnp.arange(x.shape[0])
+        ready = _in_blocks(
+            lambda rows: model.prepare(take(rows), hierarchy), every, recipe.eval_batch
+        )
+
+    def inputs_of(rows: jax.Array) -> jax.Array:
+        return ready[rows] if early else take(rows)
+
     def loss_of(params, stats, rows, step):
-        inputs = take(rows)
+        inputs = inputs_of(rows)
         if recipe.noise:
             noise = jax.random.normal(rng.at_step(key, "noise", step), inputs.shape, inputs.dtype)
             inputs = inputs + recipe.noise * noise * (scale > 0).astype(inputs.dtype)[None]
         rngs = {"dropout": rng.at_step(key, "dropout", step)}
-        logits, new = model.apply(
+        logits, new = apply(
             {"params": params, **stats},
             inputs,
             hierarchy,
@@ -153,12 +169,10 @@ def fit_trial(
         return (params, stats, average, moments, number + 1), loss
 
     def evaluate(params, stats, rows):
-        padded = -(-rows.shape[0] // recipe.eval_batch) * recipe.eval_batch
-        blocks = jnp.resize(rows, (padded,)).reshape(-1, recipe.eval_batch)
-        logits = jax.lax.map(
-            lambda block: model.apply({"params": params, **stats}, take(block), hierarchy), blocks
+        return _in_blocks(
+            lambda block: apply({"params": params, **stats}, inputs_of(block), hierarchy),
+            rows, recipe.eval_batch,
         )
-        return logits.reshape(padded, -1)[: rows.shape[0]]
 
     def epoch(carry, number):
         state, best = carry
@@ -184,6 +198,15 @@ def fit_trial(
     return Fitted(
         {"params": params, **stats}, mean, scale, logits, validation_loss, train_loss, kept
     )
+
+
+def _in_blocks(
+    function: Callable[[jax.Array], jax.Array], rows: jax.Array, size: int
+) -> jax.Array:
+    """`function` of `size` rows at a time; the first rows again fill the last block."""
+    padded = -(-rows.shape[0] // size) * size
+    found = jax.lax.map(function, jnp.resize(rows, (padded,)).reshape(-1, size))
+    return found.reshape(padded, *found.shape[2:])[: rows.shape[0]]
 
 
 @functools.cache

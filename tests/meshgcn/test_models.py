@@ -115,6 +115,41 @@ def test_a_linear_path_leads_to_the_means_of_regions():
     np.testing.assert_allclose(plus + minus, 2 * zero, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_first_level_can_be_prepared(depth):
+    """Logits and gradients are those of the whole network; two levels are pooled once each."""
+    model = models.MeshNet((4, 3)[:depth], terms=3, stem=2, preact=True, head="flatten")
+    levels = hierarchy.build(template().mesh, depth)
+    x = x_of(3)
+    variables = start(model, x, levels)
+    assert model.linear_start(levels)
+    ready = model.prepare(x, levels)
+    assert ready.shape == (3, levels.convolutions[1].rows, 3 * 2)
+
+    def loss(variables, x, **options):
+        logits = model.apply(variables, x, levels, **options)
+        return (logits * jnp.arange(1.0, 7.0).reshape(3, 2)).sum(), logits
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnames="prepared")
+    expected, logits = run(variables, x)
+    found, same = run(variables, ready, prepared=True)
+    assert np.abs(np.asarray(logits)).max() > 1e-2
+    np.testing.assert_allclose(same, logits, atol=2e-5)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(jnp.abs(b).max())))
+
+
+@pytest.mark.parametrize("change", [{"preact": False}, {"stem": 0}, {"pooling": "max"}])
+def test_what_does_not_start_linearly_is_not_prepared(change):
+    model = models.MeshNet(**{"widths": (4,), "stem": 2, "preact": True, **change})
+    assert not model.linear_start(operators())
+    with pytest.raises(ValueError, match="linear start"):
+        model.prepare(x_of(2), operators())
+    linear = models.MeshNet((4,), stem=2, preact=True)
+    with pytest.raises(ValueError, match="probes and taps"):
+        linear.init(jax.random.key(0), x_of(1), operators(), taps=[], prepared=True)
+
+
 def test_dropout_is_of_training_only():
     model = models.MeshNet((3,), terms=1, dropout=0.5, hidden=8, norm="none")
     x = x_of(2)

@@ -112,3 +112,25 @@ def test_too_few_scans_are_named(problem):
         train.fit_trials(
             MODEL, train.Recipe(batch=500), np.arange(3), roles, labels, x, operators()
         )
+
+
+def test_a_prepared_first_level_changes_no_training(problem, monkeypatch):
+    x, labels, roles = problem
+    model = models.MeshNet((4,), terms=3, stem=3, hidden=8, preact=True)
+    assert model.linear_start(operators())
+    recipe = train.Recipe(epochs=2, batch=8, weight_decay=0.01, eval_batch=32)
+    arguments = (recipe, np.arange(2), roles[:2], labels[:2], x, operators())
+    early = train.fit_trials(model, *arguments)
+    # A static argument of its own, so that the program is another.
+    whole = models.MeshNet((4,), terms=3, stem=3, hidden=8, preact=True, name="whole")
+    calls = []
+    monkeypatch.setattr(
+        models.MeshNet, "linear_start", lambda self, hierarchy: calls.append(self.name)
+    )
+    late = train.fit_trials(whole, *arguments)
+    assert calls
+    np.testing.assert_array_equal(early.epoch, late.epoch)
+    for a, b in zip(*map(jax.tree.leaves, (early.variables, late.variables)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)  # half a step of Adam
+    np.testing.assert_allclose(early.logits, late.logits, atol=1e-2)
+    assert np.abs(late.logits).max() > 0.1
