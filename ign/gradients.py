@@ -13,8 +13,10 @@ networks that treat examples independently one backward pass still gives both, b
 in `y_i` is proportional to the weight of example i and can be rescaled afterwards; for networks
 that mix the examples of a batch (`independent=False`: batch normalisation in training mode) two
 backward passes share the one forward pass, and x and z are evaluated apart, as published.
+`shared_forward_statistics` also brings the averages of batch normalisation along.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ from ign.losses import Apply, Batch, Objective, Weights, smooth_clamp, summary, 
 
 PyTree = Any
 Result = tuple[PyTree, dict[str, jax.Array]]
+# As `Apply`, with averages of batch normalisation -> images and the averages after them.
+ApplyStatistics = Callable[[PyTree, jax.Array, PyTree, PyTree], tuple[jax.Array, PyTree]]
 
 # An example whose tightness weighs nothing still needs some cotangent from which its idempotence
 # gradient is rescaled: this share of the idempotence weight, below the rounding of the sum.
@@ -56,6 +60,46 @@ def shared_forward(
         objective: metrics and the form of idempotence.
         independent: the network's output for an example does not depend on the others.
     """
+
+    def plain(params: PyTree, images: jax.Array, condition: PyTree, stats: PyTree) -> Any:
+        return apply(params, images, condition), stats
+
+    return _shared_forward(plain, params, None, batch, weights, objective, independent)[:2]
+
+
+def shared_forward_statistics(
+    apply: ApplyStatistics,
+    params: PyTree,
+    stats: PyTree,
+    batch: Batch,
+    weights: Weights,
+    objective: Objective,
+) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
+    """`shared_forward` of a network with batch normalisation: `(gradients, terms, averages)`.
+
+    The averages are those after the passes over x, z and f(z), in this order, as published; these
+    are the passes that the gradients need.
+
+    Args:
+        apply: the network in training mode, whose images do not depend on the averages.
+        params: its parameters.
+        stats: its averages before the step.
+        batch: see `losses.Batch`.
+        weights: of the terms.
+        objective: metrics and the form of idempotence.
+    """
+    return _shared_forward(apply, params, stats, batch, weights, objective, False)
+
+
+def _shared_forward(
+    apply: ApplyStatistics,
+    params: PyTree,
+    stats: PyTree,
+    batch: Batch,
+    weights: Weights,
+    objective: Objective,
+    independent: bool,
+) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
     size = batch.images.shape[0]
     condition = batch.condition
     inputs = [batch.inputs, batch.noise]
@@ -64,23 +108,33 @@ def shared_forward(
         inputs.append(batch.matched)
     if independent:
         joined = jax.tree.map(lambda c: jnp.concatenate([c] * len(inputs)), condition)
-        whole, pull_joined = jax.vjp(lambda p: apply(p, jnp.concatenate(inputs), joined), params)
+        whole, pull_joined = jax.vjp(
+            lambda p: apply(p, jnp.concatenate(inputs), joined, None)[0], params
+        )
         outputs = jnp.split(whole, len(inputs))
 
         def pull_first(cotangents: list[jax.Array]) -> PyTree:
             return pull_joined(jnp.concatenate(cotangents))[0]
     else:
-        pairs = [jax.vjp(lambda p, u=u: apply(p, u, condition), params) for u in inputs]
-        outputs = [output for output, _ in pairs]
+        outputs, pulls = [], []
+        for index, u in enumerate(inputs):
+            output, pull, after = jax.vjp(
+                lambda p, u=u, s=stats: apply(p, u, condition, s), params, has_aux=True
+            )
+            outputs.append(output)
+            pulls.append(pull)
+            stats = after if index < 2 else stats  # matched noise does not count
 
         def pull_first(cotangents: list[jax.Array]) -> PyTree:
-            parts = [pull(c)[0] for (_, pull), c in zip(pairs, cotangents, strict=True)]
+            parts = [pull(c)[0] for pull, c in zip(pulls, cotangents, strict=True)]
             return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
 
     fx, y = outputs[:2]
     rec_metric = objective.reconstruction_metric or objective.metric
     r, pull_r = jax.vjp(lambda u: rec_metric(u, batch.images), fx)
-    fy, pull_second = jax.vjp(lambda p, u: apply(p, u, condition), params, y)
+    fy, pull_second, stats = jax.vjp(
+        lambda p, u: apply(p, u, condition, stats), params, y, has_aux=True
+    )
     drift, pull_metric = jax.vjp(objective.metric, fy, y)
 
     # The clamped tightness as a function of its two arguments, both of which carry gradient.
@@ -92,7 +146,7 @@ def shared_forward(
     if objective.idempotence == "purified":
         fy_bar, _ = pull_metric(-slope)
         second, _ = pull_second(fy_bar)
-        third = apply(params, fy, condition)
+        third, _ = apply(params, fy, condition, stats)
         target = jax.lax.stop_gradient(3.0 * fy - 2.0 * third)
         i, pull_i = jax.vjp(lambda u: objective.metric(u, target), y)
         (y_bar,) = pull_i(i_weight)
@@ -128,7 +182,7 @@ def shared_forward(
         loss = loss + weights.matching * m.mean()
         terms["matching"] = m.mean()
     grads = jax.tree.map(jnp.add, pull_first(cotangents), second)
-    return grads, {"loss": loss, **terms}
+    return grads, {"loss": loss, **terms}, stats
 
 
 def _per_example(scale: jax.Array, like: jax.Array) -> jax.Array:

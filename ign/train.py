@@ -189,15 +189,15 @@ def make_train_step(
         made = make_batch(state, batch, key, recipe)
         dropout = jax.random.fold_in(key, 3)
 
-        def variables(params: PyTree) -> dict[str, PyTree]:
-            return {"params": params, "batch_stats": state.batch_stats}
-
-        def apply(params: PyTree, images: jax.Array, condition: PyTree) -> jax.Array:
-            result = net.apply(
-                variables(params), images, condition, train=True,
+        def observed(params: PyTree, images: jax.Array, condition: PyTree, stats: PyTree) -> Any:
+            result, new = net.apply(
+                {"params": params, "batch_stats": stats}, images, condition, train=True,
                 mutable=["batch_stats"], rngs={"dropout": dropout},
             )
-            return result[0]
+            return result, new.get("batch_stats", {})
+
+        def apply(params: PyTree, images: jax.Array, condition: PyTree) -> jax.Array:
+            return observed(params, images, condition, state.batch_stats)[0]
 
         bank, memory = state.bank, state.memory
         if objective.use_matching:
@@ -206,11 +206,16 @@ def make_train_step(
             name = "noise" if objective.joint else "matched"
             made = made._replace(**{name: chosen}, target=target)
         weights = recipe.weights_at(state.train.step, state.weights)
-        grads, metrics = function(apply, state.params, made, weights, objective)
-        metrics["grad_norm"] = optax.tree.norm(grads)
         stats = state.batch_stats
-        if jax.tree.leaves(stats):
-            stats = _updated_statistics(net, state, made)
+        if jax.tree.leaves(stats) and recipe.shared:
+            grads, metrics, stats = gradients.shared_forward_statistics(
+                observed, state.params, stats, made, weights, objective
+            )
+        else:
+            grads, metrics = function(apply, state.params, made, weights, objective)
+            if jax.tree.leaves(stats):
+                stats = _updated_statistics(net, state, made)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         new = state.replace(
             train=state.train.apply_gradients(grads), batch_stats=stats, bank=bank, memory=memory
         )
@@ -312,10 +317,7 @@ def to_signed(images: jax.Array) -> jax.Array:
 
 
 def _updated_statistics(net: nn.Module, state: IgnState, made: Batch) -> PyTree:
-    """Averages of batch normalisation after the step's passes over x, z and f(z), as published.
-
-    The forward passes are those of the loss and are merged with them by the compiler.
-    """
+    """Averages of batch normalisation after the step's passes over x, z and f(z), as published."""
     stats = state.batch_stats
 
     def forward(images: jax.Array) -> jax.Array:

@@ -176,10 +176,11 @@ def test_distorted_images_are_reconstructed_and_matched_if_asked(monkeypatch, ma
     np.testing.assert_array_equal(images, made.images if matching_too else image)
 
 
-def test_batch_norm_keeps_averages_of_all_three_passes():
+@pytest.mark.parametrize("shared", [True, False])
+def test_batch_norm_keeps_averages_of_all_three_passes(shared):
     config = models.NetConfig(width=8, latent=8, norm="batch")
     net = models.Autoencoder(config)
-    recipe = train.Recipe(4, 1e-3)
+    recipe = train.Recipe(4, 1e-3, shared=shared)
     images = jax.random.uniform(jax.random.key(0), (6, *config.shape), minval=-1)
     spectrum = noise.fit_spectrum(np.asarray(images))
     variables = models.init(net, jax.random.key(1), config.shape)
