@@ -13,7 +13,6 @@ networks that treat examples independently one backward pass still gives both, b
 in `y_i` is proportional to the weight of example i and can be rescaled afterwards; for networks
 that mix the examples of a batch (`independent=False`: batch normalisation in training mode) two
 backward passes share the one forward pass, and x and z are evaluated apart, as published.
-`shared_forward_statistics` also brings the averages of batch normalisation along.
 """
 
 from collections.abc import Callable
@@ -64,7 +63,10 @@ def shared_forward(
     def plain(params: PyTree, images: jax.Array, condition: PyTree, stats: PyTree) -> Any:
         return apply(params, images, condition), stats
 
-    return _shared_forward(plain, params, None, batch, weights, objective, independent)[:2]
+    found = shared_forward_statistics(
+        plain, params, None, batch, weights, objective, independent
+    )
+    return found[:2]
 
 
 def shared_forward_statistics(
@@ -74,32 +76,20 @@ def shared_forward_statistics(
     batch: Batch,
     weights: Weights,
     objective: Objective,
+    independent: bool,
 ) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
-    """`shared_forward` of a network with batch normalisation: `(gradients, terms, averages)`.
+    """`shared_forward` that brings averages along: `(gradients, terms, averages)`.
 
-    The averages are those after the passes over x, z and f(z), in this order, as published; these
-    are the passes that the gradients need.
+    The averages of batch normalisation are those after the passes over x, z and f(z), in this
+    order, as published; these are the passes that the gradients need.
 
     Args:
         apply: the network in training mode, whose images do not depend on the averages.
         params: its parameters.
-        stats: its averages before the step.
-        batch: see `losses.Batch`.
-        weights: of the terms.
-        objective: metrics and the form of idempotence.
+        stats: its averages before the step; those of an `independent` network are returned as
+            they are.
+        batch, weights, objective, independent: as of `shared_forward`.
     """
-    return _shared_forward(apply, params, stats, batch, weights, objective, False)
-
-
-def _shared_forward(
-    apply: ApplyStatistics,
-    params: PyTree,
-    stats: PyTree,
-    batch: Batch,
-    weights: Weights,
-    objective: Objective,
-    independent: bool,
-) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
     size = batch.images.shape[0]
     condition = batch.condition
     inputs = [batch.inputs, batch.noise]
@@ -109,7 +99,7 @@ def _shared_forward(
     if independent:
         joined = jax.tree.map(lambda c: jnp.concatenate([c] * len(inputs)), condition)
         whole, pull_joined = jax.vjp(
-            lambda p: apply(p, jnp.concatenate(inputs), joined, None)[0], params
+            lambda p: apply(p, jnp.concatenate(inputs), joined, stats)[0], params
         )
         outputs = jnp.split(whole, len(inputs))
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from common import rng, storage
 from common.metrics import distribution
 from common.nets import inception
-from ign import acceptance, baseline, corruptions, data, evaluate, project, settings
+from ign import acceptance, baseline, corruptions, data, evaluate, principal, project, settings
 from ign.evaluate import Judge
 from ign.project import Model
 
@@ -43,20 +43,23 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     }
     strangers = other_images(config, test, key)
     add_fid = fid(config.evaluate.inception, test)
-    compared = evaluate.restoration(
-        {name: restorer(other) for name, other in restorers.items()}, test, labels, judge
-    )
+    components = linear(images.train, restorers[baseline.NAMES[0]].config.latent)
+    others: dict[str, evaluate.Restorer] = {
+        "principal components": lambda x, _: jnp.asarray(components.reconstruct(np.asarray(x))),
+        **{name: restorer(other) for name, other in restorers.items()},
+    }
+    compared = evaluate.restoration(others, test, labels, judge)
     for index, name in enumerate(probes["members"]):
         model = project.load(inputs["train"] / f"member{index}.safetensors")
         z = np.asarray(model.noise(key, count))
         asked = settings.drawn_labels(labels, model.config.classes, count)
         found, drawn = member(model, judge, test, labels, z, asked, strangers, add_fid)
         for what, rows in found["restoration"].items():
-            rows |= {name: compared[what][name] for name in restorers}
+            rows |= {name: compared[what][name] for name in others}
         results["members"].append({"name": name, "final": probes["final"][index], **found})
         if index == 0:
             results["baselines"] = baseline_rows(
-                model, restorers, judge, images, test, labels, z, key, add_fid
+                restorers, components, judge, images, test, labels, z, key, add_fid
             )
             shown = pictures(model, test, labels, z, asked, drawn, strangers, key)
             storage.save_arrays(out / "drawn.safetensors", shown)
@@ -141,9 +144,14 @@ def restorer(model: Model) -> evaluate.Restorer:
     return lambda images, _: _apply(model, images)
 
 
+def linear(images: np.ndarray, latent: int) -> principal.Components:
+    """Principal components of the images, as many as a network has codes, or as there can be."""
+    return principal.fit(images, min(latent, len(images), images[0].size))
+
+
 def baseline_rows(
-    model: Model,
     restorers: dict[str, Model],
+    components: principal.Components,
     judge: Judge,
     images: data.ImageSet,
     test: np.ndarray,
@@ -160,6 +168,9 @@ def baseline_rows(
         "real training images": train[: len(test)],
         "mean image": mean + jitter,
         "noise itself (identity)": np.clip(z, -1.0, 1.0),
+        "Gaussian of principal components": components.sample(
+            np.random.default_rng(0), len(test)
+        ).reshape(test.shape),
     }
     for name, other in restorers.items():
         rows[f"{name} of noise"] = project.in_blocks(functools.partial(_apply, other), z)

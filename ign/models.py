@@ -213,16 +213,16 @@ class PatchAutoencoder(nn.Module):
         finish = _finisher(c, x, labels, train)
         fixed = Principal(c, name="principal") if c.principal else None
         code = fixed.encode(x) if fixed else None
-        last = _SMALL if fixed else nn.linear.default_kernel_init
         x = x.reshape(-1, cells, side, cells, side, c.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(-1, cells, cells, side * side * c.channels)
         for name in ("down0", "down1"):
             x = finish(grid_conv(c.width, name=name)(x), name, True, 0.2)
         x = x.reshape(-1, cells * cells * c.width)
         if code is None:
-            code = _dense(c, x, c.latent, "encode")
+            code, last = _dense(c, x, c.latent, "encode"), nn.linear.default_kernel_init
         else:
-            code += _dense(c, jnp.concatenate([x, code], axis=1), c.latent, "encode")
+            both, last = jnp.concatenate([x, code], axis=1), _SMALL
+            code += _dense(c, both, c.latent, "encode", _SMALL_CODE)
         x = _dense(c, code, cells * cells * c.width, "decode").reshape(-1, cells, cells, c.width)
         x = finish(x, "decode", True, 0.0)
         x = finish(grid_conv(c.width, name="up1")(x), "up1", True, 0.0)
@@ -233,17 +233,19 @@ class PatchAutoencoder(nn.Module):
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
-def _dense(c: NetConfig, x: jax.Array, features: int, name: str) -> jax.Array:
-    """`c.depth` hidden layers, those after the first added to what they are given, and the last.
+def _dense(
+    c: NetConfig, x: jax.Array, features: int, name: str,
+    last: Any = nn.linear.default_kernel_init,
+) -> jax.Array:
+    """`c.depth` hidden layers, those after the first added to what they are given, and the last,
+    whose kernel `last` initialises.
 
     With `c.linear` a linear map beside all of them is added.
     """
     y = nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden")(x), 0.2)
     for index in range(1, c.depth):
         y += nn.leaky_relu(nn.Dense(c.hidden, name=f"{name}_hidden{index}")(y), 0.2)
-    if c.principal and name == "encode":
-        return nn.Dense(features, kernel_init=_SMALL_CODE, name=name)(y)
-    y = nn.Dense(features, name=name)(y)
+    y = nn.Dense(features, kernel_init=last, name=name)(y)
     return y + nn.Dense(features, use_bias=False, name=f"{name}_linear")(x) if c.linear else y
 
 

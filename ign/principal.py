@@ -32,12 +32,28 @@ class Components(NamedTuple):
         decoder: `[latent, pixels]`, the least-squares map from the code to the inverse tanh of the
             image.
         decoder_bias: `[pixels]`.
+        deviation: `[latent]`, standard deviations of the codes.
     """
 
     encoder: np.ndarray
     encoder_bias: np.ndarray
     decoder: np.ndarray
     decoder_bias: np.ndarray
+    deviation: np.ndarray
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes `[n, latent]` as flat images `[n, pixels]` in [-1, 1]."""
+        return np.tanh(codes @ self.decoder + self.decoder_bias)
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """What the linear autoencoder makes of images `[n, h, w, c]` in [-1, 1]: the same shape."""
+        codes = images.reshape(len(images), -1) @ self.encoder + self.encoder_bias
+        return self.decode(codes).reshape(images.shape)
+
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Flat images `[count, pixels]` of codes from a Gaussian with the images' deviations."""
+        codes = self.deviation * rng.standard_normal((count, len(self.deviation)))
+        return self.decode(codes.astype(np.float32))
 
 
 def fit(images: np.ndarray, latent: int, distortion: float = 0.0, copies: int = 3) -> Components:
@@ -71,7 +87,8 @@ def fit(images: np.ndarray, latent: int, distortion: float = 0.0, copies: int = 
     bias = inverse.mean(axis=0)
     # The columns of the code are orthogonal, so the normal equations are diagonal.
     decoder = code.T @ (inverse - bias) / np.maximum(np.square(code).sum(axis=0), 1e-12)[:, None]
-    return Components(*(a.astype(np.float32) for a in (encoder, -mean @ encoder, decoder, bias)))
+    found = (encoder, -mean @ encoder, decoder, bias, code.std(axis=0))
+    return Components(*(a.astype(np.float32) for a in found))
 
 
 def start(params: Mapping[str, PyTree], found: Components) -> dict[str, PyTree]:

@@ -1,7 +1,6 @@
 """The training step of an idempotent network: state, recipe, and the pure function between them."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -179,9 +178,6 @@ def make_train_step(
     `label` int32 `[batch]`. `independent` says whether the network treats examples independently
     (`NetConfig.independent`).
     """
-    function: Callable[..., gradients.Result] = gradients.four_pass
-    if recipe.shared:
-        function = functools.partial(gradients.shared_forward, independent=independent)
 
     def train_step(
         state: IgnState, batch: dict[str, jax.Array], key: jax.Array
@@ -207,14 +203,15 @@ def make_train_step(
             made = made._replace(**{name: chosen}, target=target)
         weights = recipe.weights_at(state.train.step, state.weights)
         stats = state.batch_stats
-        if jax.tree.leaves(stats) and recipe.shared:
+        if recipe.shared:
             grads, metrics, stats = gradients.shared_forward_statistics(
-                observed, state.params, stats, made, weights, objective
+                observed, state.params, stats, made, weights, objective, independent
             )
         else:
-            grads, metrics = function(apply, state.params, made, weights, objective)
-            if jax.tree.leaves(stats):
-                stats = _updated_statistics(net, state, made)
+            grads, metrics = gradients.four_pass(apply, state.params, made, weights, objective)
+            _, stats = observed(state.params, made.inputs, made.condition, stats)
+            y, stats = observed(state.params, made.noise, made.condition, stats)
+            _, stats = observed(state.params, y, made.condition, stats)
         metrics["grad_norm"] = optax.tree.norm(grads)
         new = state.replace(
             train=state.train.apply_gradients(grads), batch_stats=stats, bank=bank, memory=memory
@@ -314,21 +311,3 @@ def to_signed(images: jax.Array) -> jax.Array:
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 127.5 - 1.0
     return images
-
-
-def _updated_statistics(net: nn.Module, state: IgnState, made: Batch) -> PyTree:
-    """Averages of batch normalisation after the step's passes over x, z and f(z), as published."""
-    stats = state.batch_stats
-
-    def forward(images: jax.Array) -> jax.Array:
-        nonlocal stats
-        y, new = net.apply(
-            {"params": state.params, "batch_stats": stats}, images, made.condition, train=True,
-            mutable=["batch_stats"],
-        )
-        stats = new["batch_stats"]
-        return y
-
-    forward(made.inputs)
-    forward(forward(made.noise))
-    return stats

@@ -131,8 +131,8 @@ class MeshNet(nn.Module):
 
     def linear_start(self, hierarchy: Hierarchy) -> bool:
         """Whether all that happens on the finest level is linear, so that `prepare` can do it."""
-        chebyshev_ = not isinstance(hierarchy.convolutions[0], jax.Array)
-        return bool(self.stem) and self.preact and self.pooling == "mean" and chebyshev_
+        spirals = isinstance(hierarchy.convolutions[0], jax.Array)
+        return bool(self.stem) and self.preact and self.pooling == "mean" and not spirals
 
     def prepare(self, x: jax.Array, hierarchy: Hierarchy) -> jax.Array:
         """What the stem's weights multiply, brought to the second level.
@@ -182,6 +182,8 @@ class MeshNet(nn.Module):
           taps: a list that receives the blocks' outputs.
           prepared: whether `x` is prepared; there is no finest level then to probe or tap.
         """
+        if prepared and not self.linear_start(hierarchy):
+            raise ValueError("only a network with a linear start takes prepared features")
         if prepared and not (probes is None and taps is None):
             raise ValueError("probes and taps need features that are not prepared")
         if self.head not in ("flatten", "regions", "pooled") or self.pooling not in ("mean", "max"):

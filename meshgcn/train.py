@@ -122,7 +122,8 @@ def fit_trial(
     counted = role[validation] == 1
     validation = jnp.where(counted, validation, validation[0])
 
-    # Fixed features and a linear first level: that level is done once, see `MeshNet.prepare`.
+    # Fixed features and a linear first level: that level is done once, see `MeshNet.prepare`. It
+    # takes K times the features of all scans on the second level, for each trial side by side.
     early = isinstance(model, MeshNet) and not recipe.noise and model.linear_start(hierarchy)
     apply: Callable[..., Any] = model.apply
     if early:

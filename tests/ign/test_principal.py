@@ -32,6 +32,14 @@ def test_components_are_those_of_the_singular_value_decomposition(images):
     inverse = np.arctanh(flat)
     expected = np.linalg.lstsq(code, inverse - inverse.mean(axis=0), rcond=None)[0]
     np.testing.assert_allclose(found.decoder, expected, atol=1e-4)
+    again = found.reconstruct(flat.reshape(images.shape).astype(np.float32))
+    best = centred @ rows[:4].T @ rows[:4] + flat.mean(axis=0)
+    np.testing.assert_allclose(again.reshape(96, -1), best, atol=0.04)  # tanh is nearly straight
+    drawn = found.sample(np.random.default_rng(0), 4000)
+    assert drawn.shape == (4000, 784)
+    codes = drawn @ found.encoder + found.encoder_bias
+    np.testing.assert_allclose(codes.std(axis=0), values[:4] / np.sqrt(96), rtol=0.05)
+    np.testing.assert_allclose(codes.mean(axis=0), 0.0, atol=0.05 * values[0] / np.sqrt(96))
 
 
 def test_fewer_images_than_pixels_and_more_give_the_same():

@@ -176,16 +176,18 @@ def test_distorted_images_are_reconstructed_and_matched_if_asked(monkeypatch, ma
     np.testing.assert_array_equal(images, made.images if matching_too else image)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_batch_norm_keeps_averages_of_all_three_passes(shared):
+@pytest.mark.parametrize(("shared", "match"), [(True, False), (False, False), (True, True)])
+def test_batch_norm_keeps_averages_of_all_three_passes(shared, match):
+    """Matched noise of its own is a fourth pass, which does not count."""
     config = models.NetConfig(width=8, latent=8, norm="batch")
     net = models.Autoencoder(config)
-    recipe = train.Recipe(4, 1e-3, shared=shared)
+    recipe = train.Recipe(4, 1e-3, shared=shared, bank=12)
     images = jax.random.uniform(jax.random.key(0), (6, *config.shape), minval=-1)
     spectrum = noise.fit_spectrum(np.asarray(images))
     variables = models.init(net, jax.random.key(1), config.shape)
-    state = train.init_state(variables, recipe, WEIGHTS, spectrum)
-    objective = losses.Objective(losses.l1)
+    banks = recipe.empty_banks(config.shape) if match else ()
+    state = train.init_state(variables, recipe, WEIGHTS, spectrum, *banks)
+    objective = losses.Objective(losses.l1, use_matching=match)
     step = jax.jit(train.make_train_step(net, objective, recipe, config.independent))
     new, metrics = step(state, {"image": images}, jax.random.key(2))
     assert np.isfinite(float(metrics["loss"]))

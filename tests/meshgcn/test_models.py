@@ -145,6 +145,8 @@ def test_what_does_not_start_linearly_is_not_prepared(change):
     assert not model.linear_start(operators())
     with pytest.raises(ValueError, match="linear start"):
         model.prepare(x_of(2), operators())
+    with pytest.raises(ValueError, match="takes prepared"):
+        model.init(jax.random.key(0), x_of(1), operators(), prepared=True)
     linear = models.MeshNet((4,), stem=2, preact=True)
     with pytest.raises(ValueError, match="probes and taps"):
         linear.init(jax.random.key(0), x_of(1), operators(), taps=[], prepared=True)
