@@ -159,6 +159,10 @@ def bars(
     spread = dict(errors) if isinstance(errors, Mapping) else {"": errors}
     width = 0.78 / len(series)
     inches = max(4.8, 1.1 * len(names) * max(1.0, 0.6 * len(series)) + 1.2)
+    room = 0.8 * 72 * min(inches, 11) / len(names)  # points under one group
+    shown = [_short(value) for heights in series.values() for value in np.ravel(heights)]
+    letters = max(1, *map(len, shown))  # of the longest value, each 0.6 of its size wide
+    size = min(8.5, max(5, width * room / letters / 0.6))
     with _axes(path, "", ylabel, title, size=(min(inches, 11), 4)) as axes:
         axes.grid(axis="x", visible=False)
         for index, ((name, heights), colour) in enumerate(
@@ -171,8 +175,7 @@ def bars(
             x = np.arange(len(names)) + (index - (len(series) - 1) / 2) * width
             kwargs: dict[str, Any] = {"label": name, "ecolor": "#33363d", "capsize": 3}
             drawn = axes.bar(x, heights, 0.92 * width, color=colour, yerr=error, **kwargs)
-            axes.bar_label(drawn, fmt=_short, padding=2, fontsize=8.5, color="#33363d")
-        room = 0.8 * 72 * min(inches, 11) / len(names)  # points under one group
+            axes.bar_label(drawn, fmt=_short, padding=2, fontsize=size, color="#33363d")
         labels = [_wrap(name, min(14, max(8, int(room / 5.5)))) for name in names]
         longest = max(len(line) for label in labels for line in label.split("\n"))
         axes.set_xticks(range(len(names)), labels, fontsize=min(10, max(6, room / longest / 0.55)))

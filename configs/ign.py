@@ -101,8 +101,8 @@ def get_config(variant: str = "") -> ConfigDict:
 _FACES = dict(
     data=dict(source="faces", size=64),
     net=dict(linear=False, principal=True),
-    # Stronger distortions undo the alignment of the faces; weaker matching blurs them less, and
-    # fewer steps do.
+    # Stronger distortions undo the alignment of the faces. More steps draw nearer to the data, and
+    # repeat themselves more.
     loss=dict(matching=0.4, spread=0.6, tightness=2.0),
     train=dict(num_steps=1200, augment=0.5, augment_matching=False),
     probe=dict(every=200),
