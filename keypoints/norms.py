@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets.fusion import once
+
 __all__ = ["GroupNorm"]
 
 _EPSILON = 1e-5
@@ -74,7 +76,7 @@ def _backward(size: int, kept: Kept, change: jax.Array) -> tuple[jax.Array, jax.
     slope = _groups(of_scale * scale[None], size)
     dx = (change * scale[None, None] - shift[:, None] - unit * slope[:, None]) / deviation[:, None]
     count = x.shape[1]
-    return dx, count * of_scale.sum(axis=0), count * of_bias.sum(axis=0)
+    return once(dx), count * of_scale.sum(axis=0), count * of_bias.sum(axis=0)
 
 
 _normalise.defvjp(_forward, _backward)

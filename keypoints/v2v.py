@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from common.nets.conv3d import Conv3D
+from common.nets.fusion import once
 from keypoints.norms import GroupNorm
 
 
@@ -67,7 +68,7 @@ def _pool_backward(index: jax.Array, change: jax.Array) -> tuple[jax.Array]:
     own = jnp.arange(8, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1, 2, 1)
     wide = (n, d, 1, h, 1, w, 1, c)
     found = jnp.where(index.reshape(wide) == own, change.reshape(wide), 0.0)
-    return (found.reshape(n, 2 * d, 2 * h, 2 * w, c),)
+    return (once(found.reshape(n, 2 * d, 2 * h, 2 * w, c)),)
 
 
 pool.defvjp(_pool_forward, _pool_backward)

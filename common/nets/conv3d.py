@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from common.nets.fusion import once
+
 __all__ = ["Conv3D", "conv3d"]
 
 _FEW = 16  # channels out, up to which two planes at once are faster; at 32 they are slower
@@ -52,8 +54,8 @@ def conv3d(x: jax.Array, kernel: jax.Array, folded: bool | None = None) -> jax.A
     padded = jnp.pad(x, ((0, 0), (half, half), (0, 0), (0, 0), (0, 0)))
     last = planes * (count - 1) + 1
     shifted = [lax.slice_in_dim(padded, tap, tap + last, planes, 1) for tap in range(window)]
-    windows = jnp.concatenate(shifted, axis=-1).reshape(
-        batch * count, height, width, window * channels)
+    windows = once(jnp.concatenate(shifted, axis=-1).reshape(
+        batch * count, height, width, window * channels))
     # Plane i of the result is made of the taps i, i + 1, ... of the window.
     each = [jnp.pad(kernel, ((i, planes - 1 - i), *((0, 0),) * 4)) for i in range(planes)]
     flat = jnp.stack(each, axis=4).transpose(1, 2, 0, 3, 4, 5)

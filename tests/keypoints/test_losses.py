@@ -46,6 +46,32 @@ def test_gradients_of_drawing_equal_those_of_the_maximum():
     chex.assert_trees_all_close(first, second, atol=1e-4, rtol=1e-4)
 
 
+def test_other_devices_draw_the_same(monkeypatch):
+    """The loop over edges that CPUs run, and the reduction and the products of other devices."""
+    points = jax.random.uniform(jax.random.key(5), (3, 6, 2), minval=-0.9, maxval=0.9)
+    weights = jax.random.uniform(jax.random.key(6), (15,)).at[4].set(0.0)
+    seen = jnp.ones((3, 6), bool).at[1, 2].set(False)
+
+    def total(points, weights):
+        return jnp.sum(jnp.sin(edges.draw(points, weights, (12, 17), 0.15, seen)))
+
+    here = jax.value_and_grad(total, argnums=(0, 1))(points, weights)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = jax.value_and_grad(total, argnums=(0, 1))(points, weights)
+    chex.assert_trees_all_close(here, there, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_lines_too_faint_for_float32_are_told_apart(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    ends = np.array([[-0.9, -0.9, -0.8, -0.9, 1], [-0.9, -0.8, -0.8, -0.8, 1]], np.float32)
+    grid = jnp.array([[0.9, 0.9], [0.9, -0.99]])
+    faint = jnp.asarray(ends.T[None])
+    np.testing.assert_array_equal(edges.largest(faint, grid, 0.03), [[1, 0]])
+    unseen = faint.at[0, 4, 1].set(0.0)
+    np.testing.assert_array_equal(edges.largest(unseen, grid, 0.03), [[0, 0]])
+
+
 def test_a_long_image_has_round_dots():
     """Distances are isotropic: a degenerate edge is a round dot in an image that is not square."""
     points = jnp.zeros((1, 2, 2))
