@@ -36,7 +36,12 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(trunk="dcgan", widths=(16, 32, 64), generator=(), dense=256, latent=64, norm="batch")
     )
     config.recipe = ConfigDict(
-        dict(learning_rate=5e-4, penalty=10.0, double_softmax=False, real_statistics=True)
+        # source, fake_class: weights in the discriminator, of the source terms and of the class
+        # loss on generated images; 1 as published
+        dict(
+            learning_rate=5e-4, source=0.1, fake_class=0.0, penalty=10.0, double_softmax=False,
+            real_statistics=True,
+        )
     )
     config.schedule = ConfigDict(
         dict(num_steps=400, eval_every=50, batch_size=50, shift=2, flip=True)
@@ -80,7 +85,8 @@ _CHANGES: dict[str, dict] = {
         seeds=(0, 1, 2, 3, 4),
         data=dict(validation_per_class=500, test_per_class=0),
         net=dict(widths=(128, 256, 512), latent=100),
-        recipe=dict(learning_rate=2e-4, double_softmax=True, real_statistics=False),
+        recipe=dict(learning_rate=2e-4, source=1.0, fake_class=1.0, double_softmax=True,
+                    real_statistics=False),
         schedule=dict(num_steps=100_000, eval_every=500, batch_size=100),
     ),
 }  # fmt: skip

@@ -32,10 +32,12 @@ class Method:
     samples_of: str = ""
 
     def recipe(self, **settings: Any) -> Recipe:
-        """The recipe of the training step; `settings` are fields that all methods share."""
-        weight = float(self.adversarial)
-        return Recipe(source=weight, fake_class=weight, wasserstein=self.wasserstein,
-                      truncation=self.truncation, **settings)
+        """The recipe of the training step; `settings` are fields that all methods share, of which
+        `source` and `fake_class` are 0 without a generator."""
+        recipe = Recipe(wasserstein=self.wasserstein, truncation=self.truncation, **settings)
+        if self.adversarial:
+            return recipe
+        return dataclasses.replace(recipe, source=0.0, fake_class=0.0)
 
 
 METHODS: dict[str, Method] = {

@@ -21,8 +21,10 @@ class Recipe:
     """What is trained.
 
     Attributes:
-      source: weight of the source terms; 0 leaves the CNN with class terms only.
-      fake_class: weight of the class loss on generated images in the discriminator.
+      source: weight of the source terms in the discriminator, 1 as published; 0 leaves the CNN with
+        class terms only. The generator's two terms have equal weights.
+      fake_class: weight of the class loss on generated images in the discriminator, 1 as published;
+        0 as in Gulrajani et al.'s conditional networks: it learns classes from real images alone.
       wasserstein: Wasserstein source loss with gradient penalty instead of the standard one.
       penalty: weight of the gradient penalty.
       truncation: limit of the codes, 0 for none; 1 as published for WAC-GAN-GPT.
@@ -129,7 +131,7 @@ def make_train_step(
         def make_loss(params: PyTree) -> tuple[jax.Array, PyTree]:
             drawn, new = draw(params, dict(made_stats), keys[3], wanted)
             (source, logits), _ = judge(judged.params, stats, drawn, drops[3])
-            loss = recipe.source * losses.generator_loss(source, recipe.wasserstein)
+            loss = losses.generator_loss(source, recipe.wasserstein) if recipe.source else 0.0
             return loss + losses.class_loss(logits, wanted, recipe.double_softmax), dict(new)
 
         (made_loss, new_stats), grads = jax.value_and_grad(make_loss, has_aux=True)(

@@ -122,6 +122,24 @@ def test_a_step_trains_both(batch, wasserstein):
     assert np.mean(jax.tree.leaves(moved)) > 0.9
 
 
+@pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
+def test_weights_are_of_the_discriminator_alone(batch):
+    generator, discriminator = networks("none")
+
+    def losses_of(source, fake_class):
+        recipe = train.Recipe(source=source, fake_class=fake_class, latent=5, learning_rate=0.0)
+        state = train.init(generator, discriminator, recipe, batch["image"], jax.random.key(0))
+        _, metrics = jax.jit(train.make_train_step(generator, discriminator, recipe))(
+            state, batch, jax.random.key(1))
+        return np.array([metrics["loss"], metrics["generator"]])
+
+    bare, published = losses_of(0.1, 0.0), losses_of(1.0, 1.0)
+    assert bare[1] == published[1]
+    source, fakes = losses_of(1.0, 0.0), losses_of(0.1, 1.0)
+    assert source[0] > bare[0] and fakes[0] > bare[0]
+    assert source[0] + fakes[0] == pytest.approx(bare[0] + published[0], rel=1e-6)
+
+
 @pytest.mark.parametrize(("made", "judge", "size", "channels", "flat"), [
     (models.Generator(size=32, channels=3), models.AlexDiscriminator(), 32, 3, 4096),
     (models.Generator((1024, 512, 256, 128, 64), 2, 128, 3), models.Discriminator(classes=2), 128,

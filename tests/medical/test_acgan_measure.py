@@ -112,7 +112,10 @@ def test_methods():
     assert list(methods.chosen(names)) == list(names)
     recipe = methods.METHODS["wacgan_gpt"].recipe(penalty=5.0)
     assert recipe.wasserstein and recipe.truncation == 1.0 and recipe.penalty == 5.0
-    plain = methods.METHODS["cnn"].recipe()
+    assert recipe.source == recipe.fake_class == 1.0
+    chosen = methods.METHODS["acgan"].recipe(source=0.1, fake_class=0.5)
+    assert (chosen.source, chosen.fake_class) == (0.1, 0.5)
+    plain = methods.METHODS["cnn"].recipe(source=0.1, fake_class=0.5)
     assert plain.source == plain.fake_class == 0.0
     for wrong, message in ((("cnn", "gan"), "'gan' is unknown"), (("acgan",), "lack 'cnn'"),
                            (("cnn", "cnn_samples", "acgan"), "needs 'acgan' before it")):
