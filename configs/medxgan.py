@@ -116,7 +116,10 @@ _CHANGES: dict[str, dict] = {
     "hard": dict(
         phantom=dict(amplitude=(0.18, 0.32), noise=0.04, distractors=True),
         counts=dict(train=6000),
+        net=dict(latent=(256, 8)),  # of wires and squares, too
         classifier=dict(num_steps=1500),
+        gan=dict(num_steps=4000),
+        invert=dict(num_steps=400),
     ),
     "brain": dict(phantom=dict(source="brain")),
     "folder": dict(controls=("shuffled",)),

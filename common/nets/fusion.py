@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
-__all__ = ["once"]
+__all__ = ["gradient_once", "once"]
 
 
 def once(x: jax.Array) -> jax.Array:
@@ -22,6 +22,15 @@ def once(x: jax.Array) -> jax.Array:
         return x
     with set_xla_metadata(inlineable="false"):
         return _same(x)
+
+
+@jax.custom_vjp
+def gradient_once(x: jax.Array) -> jax.Array:
+    """`x`, whose gradient is `once` of it: for layers whose gradient JAX writes."""
+    return x
+
+
+gradient_once.defvjp(lambda x: (x, None), lambda _, slope: (once(slope),))
 
 
 @jax.jit

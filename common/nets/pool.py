@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nets.fusion import once
+
 __all__ = ["max_pool"]
 
 Pair = tuple[int, int]
@@ -68,7 +70,7 @@ def _backward(
                     (j, width - j - spans[1], strides[1] - 1), (0, 0, 0)]
             total = total + jax.lax.pad(jnp.where(chosen, slope, zero), zero, ends)
     (top, bottom), (left, right) = pads
-    return (total[:, top : height - bottom, left : width - right],)
+    return (once(total[:, top : height - bottom, left : width - right]),)
 
 
 _pool.defvjp(_forward, _backward)

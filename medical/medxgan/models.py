@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from common.nets.conv import Conv
 from common.nets.conv_transpose import ConvTranspose2x
+from common.nets.fusion import gradient_once
 from common.nets.pool import max_pool
 
 _DCGAN = nn.initializers.normal(0.02)
@@ -115,7 +116,7 @@ class Generator(nn.Module):
         x = x.reshape(-1, first, first, self.widths[0])
         for i, width in enumerate((*self.widths[1:], 16)):
             x = nn.leaky_relu(nn.GroupNorm(8, name=f"norm{i}")(x), 0.2)
-            x = depth_to_space(Conv(4 * width, (3, 3), name=f"up{i}")(x))
+            x = gradient_once(depth_to_space(Conv(4 * width, (3, 3), name=f"up{i}")(x)))
         x = nn.leaky_relu(nn.GroupNorm(8, name="norm")(x), 0.2)
         return jnp.tanh(Conv(self.channels, (3, 3), name="image")(x))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.nets.fusion import once
+from common.nets.fusion import gradient_once, once
 
 
 def test_numbers_kinds_and_gradients_are_the_same():
@@ -46,3 +46,14 @@ def test_other_devices_are_left_alone(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     x = jnp.ones(3)
     assert once(x) is x
+
+
+def test_the_gradient_alone_is_computed_once():
+    x = jnp.linspace(-1, 1, 24).reshape(2, 3, 4)
+    np.testing.assert_array_equal(gradient_once(x), x)
+    slope = jax.grad(lambda x: jnp.sum(jnp.sin(gradient_once(x**2))))(x)
+    np.testing.assert_allclose(slope, 2 * x * jnp.cos(x**2), rtol=1e-6)
+    if jax.default_backend() == "cpu":  # what has no border is inlined
+        bare, bordered = (jax.jit(f).lower(x).as_text().count("inlineable") for f in (
+            gradient_once, jax.grad(lambda x: jnp.sum(jnp.sin(gradient_once(x))))))
+        assert bare == 0 and bordered > 0
