@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            num_steps=400,
+            num_steps=800,
             encoder_weights="",  # resnet: a file of ImageNet weights, torchvision's names or timm's
             batch_size=3,
             learning_rate=2e-3,
@@ -77,8 +77,8 @@ def get_config(variant: str = "") -> ConfigDict:
             separation=1.0,
             separation_sigma=0.12,
             length=0.5,
-            length_start=150,
-            length_ramp=100,
+            length_start=300,
+            length_ramp=200,
             length_momentum=0.95,
             rotation=0.5,
             rotation_start=0,
@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
             checkpoint_every=100,
         )
     )
-    config.baseline = ConfigDict(dict(num_steps=400))  # 2-D heat maps + triangulation; 0: left out
+    config.baseline = ConfigDict(dict(num_steps=800))  # 2-D heat maps + triangulation; 0: left out
     config.supervised = ConfigDict(  # the same network on true joints; 0: left out
         dict(num_steps=600, batch_size=8, learning_rate=2e-3, warmup=30, log_every=20)
     )
@@ -133,7 +133,9 @@ _CHANGES: dict[str, dict] = {
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
         split=dict(test_subjects=0, later=0.25, gap_seconds=0.5),
-        train=dict(num_steps=200, length_start=80),  # 75 frames are soon known by heart
+        # 75 frames are soon known by heart
+        train=dict(num_steps=200, length_start=80, length_ramp=100),
+        baseline=dict(num_steps=200),
     ),
     "folder": dict(
         data=dict(source="folder"), split=dict(test_subjects=0, later=0.2),

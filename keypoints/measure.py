@@ -45,7 +45,7 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
             other, weights = build.load_model(inputs["supervised"] / "model.safetensors")
             joints = cube.to_world(predict(other, weights, recording.images, cameras).points)
             tests = {"later": known.later, "unseen": known.unseen}
-            results["errors"]["supervised, same network (upper bound)"] = {
+            results["errors"]["supervised, same network"] = {
                 name: regression.errors(
                     joints[frames], recording.joints[frames],
                     regression.sides(recording.joint_names),

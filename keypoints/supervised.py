@@ -1,4 +1,4 @@
-"""The same lifting network trained on true joints: the upper bound of what it could find.
+"""The same lifting network trained on true joints, for comparison: what labels are worth.
 
 No decoder, no skeleton: the loss is the mean distance to the joints (Iskakov et al., "Learnable
 Triangulation of Human Pose", ICCV 2019, train their volumetric model so, with a further term).

@@ -146,7 +146,7 @@ def test_bars_of_one_and_several_series(tmp_path, drawn):
 
 @pytest.mark.parametrize("count", [3, 11])
 def test_names_under_bars_do_not_overlap(tmp_path, monkeypatch, count):
-    names = ["triangulated-2-D heat maps", "supervised, same network (upper bound)", "mean pose",
+    names = ["triangulated-2-D heat maps", "supervised, same network (true joints)", "mean pose",
              "hull centroid, moments, heights"] * 3  # fmt: skip
     boxes = []
 

@@ -160,7 +160,7 @@ def test_the_silhouette_draws_keypoints_onto_what_moves(lifting):
 
 @pytest.mark.usefixtures("standard_promotion")  # optax, bias correction of Adam
 def test_true_joints_are_learned(setting):
-    """The upper bound: distances fall, and nothing but the lifting network moves."""
+    """Distances fall, and nothing but the lifting network moves."""
     own = recording(frames=24)
     rig = data.on_device(cube().cameras(own.calibration.cameras))
     model = KeypointNet(CONFIG)
