@@ -110,6 +110,15 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
+def _mujoco(scene: str) -> dict:
+    return dict(
+        data=dict(source=scene, subjects=4, frames=400, rate=10.0),
+        model=dict(keypoints=15),  # with 12 the rodent is found far worse
+        train=dict(num_steps=400, length_start=150, length_ramp=100),
+        baseline=dict(num_steps=400),
+    )
+
+
 _CHANGES: dict[str, dict] = {
     "smoke": dict(
         data=dict(subjects=3, frames=40, size=32, oversample=1, views=3),
@@ -126,9 +135,9 @@ _CHANGES: dict[str, dict] = {
         split=dict(gap_seconds=0.2),
         evaluate=dict(by_views=False),
     ),
-    "rodent": dict(data=dict(source="rodent", subjects=4, frames=400, rate=10.0)),
-    "humanoid": dict(data=dict(source="humanoid", subjects=4, frames=400, rate=10.0)),
-    "fly": dict(data=dict(source="fly", subjects=4, frames=400, rate=10.0)),
+    "rodent": _mujoco("rodent"),
+    "humanoid": _mujoco("humanoid"),
+    "fly": _mujoco("fly"),
     "pose2sim": dict(
         data=dict(source="pose2sim", size=96, stride=1),
         supervised=dict(num_steps=0),
