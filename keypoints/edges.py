@@ -93,7 +93,7 @@ def largest(edges: jax.Array, grid: jax.Array, sigma: float) -> jax.Array:
         square = _square_distance(edges[:, :4].transpose(1, 0, 2)[..., None], grid)
         return jnp.argmin(square - logs[..., None], axis=1).astype(jnp.int32)
 
-    # A reduction that remembers where takes a CPU 17 times as long as this loop.
+    # A reduction that remembers where takes a CPU many times as long as this loop.
     def nearer(best: tuple, edge: tuple) -> tuple[tuple, None]:
         value, winner = best
         index, place, log = edge
