@@ -45,7 +45,8 @@ RECIPES: dict[str, dict[str, str]] = {
     "no spread": {"train.slices": "0"},
     "no distortions": {"train.augment": "0"},
     "images to match undistorted": {"train.augment_matching": "False"},
-    "principal": {"net.linear": "False", "net.principal": "True"},
+    "learnt linear map": {"net.principal": "False", "net.linear": "True", "loss.tightness": "1.2"},
+    "layers alone": {"net.principal": "False", "loss.tightness": "1.2"},
     "early fall": {"train.tightness_decay_from": "0.5"},
 }
 

@@ -19,8 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.noise = "normal"  # normal, half or hermitian; see ign/noise.py
     config.net = ConfigDict(
         dict(
-            kind="patch", width=32, latent=256, hidden=512, depth=1, linear=True,
-            principal=False,  # start from the images' principal components, instead of `linear`
+            kind="patch", width=32, latent=256, hidden=512, depth=1,
+            principal=True,  # the images' principal components beside the layers
+            linear=False,  # a learnt linear map there, instead of `principal`
             norm="group", dropout=0.0, conditional=False,
         )
     )
@@ -31,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
             idempotence_form="drift",  # or purified
             reconstruction=3.0,
             idempotence=2.0,
-            tightness=1.2,
+            tightness=0.9,
             matching=1.0,
             joint=True,  # idempotence and tightness on the matched noise
             clamp=1.5,  # 0: no clamp
@@ -100,7 +101,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
 _FACES = dict(
     data=dict(source="faces", size=64),
-    net=dict(linear=False, principal=True),
     # Stronger distortions undo the alignment of the faces. More steps draw nearer to the data, and
     # repeat themselves more.
     loss=dict(matching=0.4, spread=0.6, tightness=2.0),
@@ -131,7 +131,7 @@ _CHANGES: dict[str, dict] = {
     "celeba64": dict(
         data=dict(source="celeba", size=64, channels=3),
         noise="half",
-        net=dict(kind="dcgan", width=64, latent=512),
+        net=dict(kind="dcgan", width=64, latent=512, principal=False),
         loss=dict(
             metric="l1", reconstruction=20.0, idempotence=20.0, tightness=2.5, matching=0.0,
             joint=False,

@@ -119,6 +119,7 @@ _CHANGES: dict[str, dict] = {
         net=dict(latent=(256, 8)),  # of wires and squares, too
         classifier=dict(num_steps=1500),
         gan=dict(num_steps=4000),
+        control_steps=4000,
         invert=dict(num_steps=400),
     ),
     "brain": dict(phantom=dict(source="brain")),

@@ -153,8 +153,9 @@ class Autoencoder(nn.Module):
         fixed = Principal(c, name="principal") if c.principal else None
         code = fixed.encode(x) if fixed else 0.0
         small = _SMALL if fixed else _INIT
+        convolution, transposed = layers()
         for index, kernel in enumerate(kernels):
-            conv = Conv(
+            conv = convolution(
                 c.width * 2**index, (kernel, kernel), 2, 1, kernel_init=_INIT, name=f"down{index}"
             )
             x = finish(conv(x), f"down{index}", index > 0, 0.2)
@@ -167,7 +168,7 @@ class Autoencoder(nn.Module):
             last = index == 0
             features = c.channels if last else c.width * 2 ** (index - 1)
             kernel = kernels[index]
-            up = ConvTranspose2x(
+            up = transposed(
                 features,
                 (kernel, kernel),
                 torch_padding((kernel, kernel), 1),
@@ -181,18 +182,26 @@ class Autoencoder(nn.Module):
         return jnp.tanh(x) if c.output == "tanh" else x
 
 
-def grid_conv(
-    features: int, name: str | None = None, kernel_init: Any = nn.linear.default_kernel_init
-) -> nn.Module:
-    """3 x 3 convolution on a grid `[batch, rows, columns, channels]`, border of zeros.
+def layers() -> tuple[Any, Any]:
+    """The layers (convolution, transposed convolution of stride 2) for this kind of device.
 
-    On CPUs a convolution, elsewhere the equal product of matrices: the networks of a population
+    On CPUs convolutions, elsewhere the equal products of matrices: the networks of a population
     have a kernel each, which makes a grouped convolution of the one, for which there are no fast
     programs, and a batched product of the other. The parameters are the same.
     """
     if jax.default_backend() == "cpu":
-        return Conv(features, (3, 3), kernel_init=kernel_init, name=name)
-    return conv_products.Conv(features, (3, 3), padding=1, kernel_init=kernel_init, name=name)
+        return Conv, ConvTranspose2x
+    return conv_products.Conv, conv_products.ConvTranspose2x
+
+
+def grid_conv(
+    features: int, name: str | None = None, kernel_init: Any = nn.linear.default_kernel_init
+) -> nn.Module:
+    """3 x 3 convolution on a grid `[batch, rows, columns, channels]`, border of zeros."""
+    conv: nn.Module = layers()[0](
+        features, (3, 3), padding=1, kernel_init=kernel_init, name=name
+    )
+    return conv
 
 
 class PatchAutoencoder(nn.Module):

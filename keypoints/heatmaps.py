@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from keypoints import losses, unprojection
 from keypoints.cameras import Cameras
 
-_FLOOR = 1e-4  # least mass in the logarithm
+_NOTHING = -1e9  # logarithm of no weight, finite so that maps without an object give no NaN
 _TINY = 1e-7  # least probability of a position
 
 
@@ -66,6 +66,9 @@ def _blurred(masks: jax.Array, blur: float) -> jax.Array:
 def silhouette(heat: jax.Array, inside: jax.Array) -> jax.Array:
     """Mean of -log(mass inside) over keypoints and all maps in which something is inside.
 
+    Computed from logarithms, without a least mass: a map that is sure of a far place has next to no
+    mass inside, and with a floor under it would get no gradient and stay there for good.
+
     Args:
         heat: logits `[..., positions, keypoints]`.
         inside: weight of each position in [0, 1], `[..., positions]`.
@@ -73,9 +76,11 @@ def silhouette(heat: jax.Array, inside: jax.Array) -> jax.Array:
     Returns:
         A scalar, 0 where all mass is inside or no map has an object.
     """
-    mass = jnp.einsum("...pk,...p->...k", jax.nn.softmax(heat, axis=-2), inside)
+    some = inside > 0
+    weights = jnp.where(some, jnp.log(jnp.where(some, inside, 1.0)), _NOTHING)[..., None]
+    total = jax.nn.logsumexp(heat, axis=-2)
+    error = jnp.mean(total - jax.nn.logsumexp(heat + weights, axis=-2), axis=-1)
     shown = (inside.max(axis=-1) > 0.5).astype(heat.dtype)
-    error = jnp.mean(-jnp.log(mass + _FLOOR), axis=-1)
     return jnp.sum(shown * error) / jnp.maximum(shown.sum(), 1.0)
 
 

@@ -100,26 +100,28 @@ class Conv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         y = conv(x, kernel, self.strides, [(self.padding, self.padding)] * 2)
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return y + bias.reshape(1, 1, 1, -1)
+        return _with_bias(self, y) if self.use_bias else y
 
 
 class ConvTranspose2x(nn.Module):
-    """`common.nets.conv_transpose.ConvTranspose2x` without bias, in the form of this module."""
+    """`common.nets.conv_transpose.ConvTranspose2x` with numbers as padding, in this form."""
 
     features: int
     kernel_size: tuple[int, int]
     padding: Pads
-    use_bias: bool = False
+    use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        return conv_transpose_2x(
-            x, self.param("kernel", self.kernel_init, shape), self.padding)
+        y = conv_transpose_2x(x, self.param("kernel", self.kernel_init, shape), self.padding)
+        return _with_bias(self, y) if self.use_bias else y
+
+
+def _with_bias(layer: nn.Module, y: jax.Array) -> jax.Array:
+    bias = layer.param("bias", nn.initializers.zeros_init(), (y.shape[-1],))
+    return y + bias.reshape(1, 1, 1, -1)
 
 
 def _whole_blocks(kernel: jax.Array, blocks: tuple[int, int], size: int) -> jax.Array:

@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     "cnn": Method("CNN"),
     "cnn_augmented": Method("CNN, augmented", augmented=True),
     "cnn_samples": Method("CNN, samples of AC-GAN", samples_of="acgan"),
+    "cnn_wacgan_samples": Method("CNN, samples of WAC-GAN-GP", samples_of="wacgan_gp"),
     "acgan": Method("AC-GAN", adversarial=True),
     "wacgan_gp": Method("WAC-GAN-GP", adversarial=True, wasserstein=True),
     "wacgan_gpt": Method("WAC-GAN-GPT", adversarial=True, wasserstein=True, truncation=1.0),

@@ -22,6 +22,6 @@ def test_what_is_configured_reaches_the_recipe_and_the_network():
     changes = dict(input_blur=0.7, tightness_decay_from=0.2, slices=5, num_steps=9)
     config.train.update(changes)
     assert settings.recipe(config) == dataclasses.replace(plain, **changes)
+    assert settings.net_config(config, 10).principal
+    config.net.update(principal=False, linear=True)
     assert settings.net_config(config, 10).linear
-    config.net.linear = False
-    assert not settings.net_config(config, 10).linear

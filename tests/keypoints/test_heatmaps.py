@@ -1,5 +1,6 @@
 """The soft visual hull, the mass of heat maps inside it, and their overlap."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,6 +57,16 @@ def test_loss_is_minus_log_of_the_mass_and_skips_empty_maps():
     sure = flat.at[:, 0].set(50.0)
     np.testing.assert_allclose(heatmaps.silhouette(sure, inside), 0.0, atol=2e-4)
     assert float(heatmaps.silhouette(flat, jnp.zeros((2, 4)))) == 0.0
+
+
+def test_a_map_that_is_sure_of_a_place_outside_is_still_drawn_in():
+    """With a least mass inside under the logarithm the gradient would be nil: exp(-40) of it."""
+    inside = jnp.asarray([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    sure = jnp.zeros((2, 4, 1)).at[:, 3].set(40.0)
+    value, slope = jax.value_and_grad(heatmaps.silhouette)(sure, inside)
+    np.testing.assert_allclose(value, 40.0 - np.log(1.5), rtol=1e-5)
+    np.testing.assert_allclose(slope[0, :, 0], [-2 / 3, -1 / 3, 0.0, 1.0], atol=1e-5)
+    np.testing.assert_array_equal(slope[1], 0.0)  # nothing to be drawn to
 
 
 def test_overlap_is_the_mean_cosine_of_two_maps():
