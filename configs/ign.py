@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
             augment_matching=True,
             input_noise=0.15,
             input_blur=1.5,  # pixels, greatest deviation
-            random_noise=False,  # uniform up to input_noise, for each image
+            random_noise=True,  # of uniform deviation up to input_noise, for each image
             target="nearest",  # or transport; see ign/matching.py, ign/transport.py
             pool=2,  # samples drawn for each real image (nearest)
             bank=1024,  # samples (and images, for transport) that are remembered
@@ -104,7 +104,7 @@ _FACES = dict(
     # Stronger distortions undo the alignment of the faces. More steps draw nearer to the data, and
     # repeat themselves more.
     loss=dict(matching=0.4, spread=0.6, tightness=2.0),
-    train=dict(num_steps=1200, augment=0.5, augment_matching=False),
+    train=dict(num_steps=1200, augment=0.5, augment_matching=False, random_noise=False),
     probe=dict(every=200),
     baseline=dict(augment=0.5),
     evaluate=dict(other=""),

@@ -113,9 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def _mujoco(scene: str) -> dict:
     return dict(
         data=dict(source=scene, subjects=4, frames=400, rate=10.0),
-        model=dict(keypoints=15),  # with 12 the rodent is found far worse
-        train=dict(num_steps=400, length_start=150, length_ramp=100),
-        baseline=dict(num_steps=400),
+        model=dict(keypoints=15),
     )
 
 
