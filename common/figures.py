@@ -224,7 +224,7 @@ def heatmap(
 ) -> pathlib.Path:
     """A matrix `[rows, columns]` as colours; small ones with their values, signed ones around 0.
 
-    A matrix of whole numbers is written without decimals.
+    A matrix of whole numbers is written without decimals, one of tenths to tens with two.
 
     Args:
       path: PNG file to write.
@@ -248,7 +248,15 @@ def heatmap(
         high = max(-low, high)
         low = -high
     annotate = rows <= 14 and columns <= 14
-    counts = bool(np.all(matrix[np.isfinite(matrix)] % 1 == 0))
+    finite = matrix[np.isfinite(matrix)]
+    counts = bool(np.all(finite % 1 == 0))
+    largest = np.abs(finite).max(initial=0.0)
+
+    def written(value: float) -> str:
+        if counts or 0.1 <= largest < 10:  # an exponent would not fit into its cell
+            return f"{value:,.{0 if counts else 2}f}".replace("-", "\N{MINUS SIGN}")
+        return _short(value)
+
     size = (np.clip(0.62 * columns + 2.4, 4, 10), np.clip(0.5 * rows + 1.4, 3.2, 9))
     with _axes(path, "", "", title, size=size) as axes:
         axes.grid(visible=False)
@@ -261,8 +269,7 @@ def heatmap(
             if np.isfinite(value):
                 brightness = np.dot(shown.cmap(shown.norm(value))[:3], (0.299, 0.587, 0.114))
                 ink = "white" if brightness < 0.5 else "#1a1c21"
-                shown_value = f"{value:,.0f}".replace("-", "−") if counts else _short(value)
-                axes.text(c, r, shown_value, ha="center", va="center", color=ink, fontsize=8.5)
+                axes.text(c, r, written(value), ha="center", va="center", color=ink, fontsize=8.5)
         if row_labels is not None:
             axes.set_yticks(range(rows), row_labels)
         if column_labels is not None:

@@ -104,7 +104,7 @@ class Conv(nn.Module):
 
 
 class ConvTranspose2x(nn.Module):
-    """`common.nets.conv_transpose.ConvTranspose2x` with numbers as padding, in this form."""
+    """`common.nets.conv_transpose.ConvTranspose2x` with numbers as padding, as products."""
 
     features: int
     kernel_size: tuple[int, int]

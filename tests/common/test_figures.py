@@ -183,6 +183,11 @@ def test_heatmap_centres_signed_values_and_annotates_small_ones(tmp_path, drawn)
     figures.heatmap(tmp_path / "n.png", [[-2, 1200], [np.nan, 3]])
     texts = {(args[0], args[1]): args[2] for args, _ in drawn["text"] if isinstance(args[0], int)}
     assert texts == {(0, 0): "−2", (1, 0): "1,200", (1, 1): "3"}
+    cases = (([0.0089, 0.5], ["0.01", "0.50"]), ([0.002, 0.05], ["2.0e−03", "0.05"]))
+    for values, expected in cases:
+        drawn["text"].clear()
+        figures.heatmap(tmp_path / "c.png", np.array([values]))
+        assert [args[2] for args, _ in drawn["text"] if isinstance(args[0], int)] == expected
     drawn.clear()
     figures.heatmap(tmp_path / "b.png", np.ones((20, 20)), limits=(0, 2))
     assert not [1 for args, _ in drawn.get("text", []) if isinstance(args[0], int)]

@@ -118,6 +118,7 @@ def test_methods():
     plain = methods.METHODS["cnn"].recipe(source=0.1, fake_class=0.5)
     assert plain.source == plain.fake_class == 0.0
     for wrong, message in ((("cnn", "gan"), "'gan' is unknown"), (("acgan",), "lack 'cnn'"),
-                           (("cnn", "cnn_samples", "acgan"), "needs 'acgan' before it")):
+                           (("cnn", "cnn_samples", "acgan"), "needs 'acgan' before it"),
+                           (("cnn", "acgan", "cnn_wacgan_samples"), "needs 'wacgan_gp' before")):
         with pytest.raises(ValueError, match=message):
             methods.chosen(wrong)
