@@ -27,9 +27,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.nets import conv_products
-from common.nets.conv import Conv
-from common.nets.conv_transpose import ConvTranspose2x, torch_padding
+from common.nets.by_device import layers
+from common.nets.conv_transpose import torch_padding
 
 KINDS = ("dcgan", "patch")
 NORMS = ("group", "batch", "none")
@@ -180,18 +179,6 @@ class Autoencoder(nn.Module):
                 x = finish(x, f"up{index}", True, 0.0)
         x = x + fixed.decode(code) if fixed else x
         return jnp.tanh(x) if c.output == "tanh" else x
-
-
-def layers() -> tuple[Any, Any]:
-    """The layers (convolution, transposed convolution of stride 2) for this kind of device.
-
-    On CPUs convolutions, elsewhere the equal products of matrices: the networks of a population
-    have a kernel each, which makes a grouped convolution of the one, for which there are no fast
-    programs, and a batched product of the other. The parameters are the same.
-    """
-    if jax.default_backend() == "cpu":
-        return Conv, ConvTranspose2x
-    return conv_products.Conv, conv_products.ConvTranspose2x
 
 
 def grid_conv(

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common.nets.conv import Conv
-from common.nets.conv_transpose import ConvTranspose2x
+from common.nets.by_device import layers
+from common.nets.conv_transpose import torch_padding
 from common.nets.fusion import gradient_once
 from common.nets.pool import max_pool
 
@@ -41,7 +41,8 @@ class Classifier(nn.Module):
     classes: int = 2
 
     def setup(self) -> None:
-        self.convs = [Conv(width, (3, 3), name=f"conv{i}") for i, width in
+        conv, _ = layers()
+        self.convs = [conv(width, (3, 3), padding=1, name=f"conv{i}") for i, width in
                       enumerate(self.widths)]
         self.dense = nn.Dense(self.classes)
 
@@ -68,8 +69,9 @@ class BrainClassifier(nn.Module):
 
     def setup(self) -> None:
         sizes = ((16, 3), (32, 6), (32, 6))
+        conv, _ = layers()
         self.convs = [
-            Conv(width, (k, k), padding="VALID", use_bias=False, kernel_init=_DCGAN)
+            conv(width, (k, k), padding=0, use_bias=False, kernel_init=_DCGAN)
             for width, k in sizes
         ]
         self.norms = [nn.BatchNorm(momentum=0.9, scale_init=_scale_init) for _ in sizes]
@@ -112,13 +114,14 @@ class Generator(nn.Module):
         first = self.size >> len(self.widths)
         if first << len(self.widths) != self.size:
             raise ValueError(f"size {self.size} cannot be halved {len(self.widths)} times")
+        conv, _ = layers()
         x = nn.Dense(first * first * self.widths[0], name="start")(jnp.concatenate([z1, z2], -1))
         x = x.reshape(-1, first, first, self.widths[0])
         for i, width in enumerate((*self.widths[1:], 16)):
             x = nn.leaky_relu(nn.GroupNorm(8, name=f"norm{i}")(x), 0.2)
-            x = gradient_once(depth_to_space(Conv(4 * width, (3, 3), name=f"up{i}")(x)))
+            x = gradient_once(depth_to_space(conv(4 * width, (3, 3), padding=1, name=f"up{i}")(x)))
         x = nn.leaky_relu(nn.GroupNorm(8, name="norm")(x), 0.2)
-        return jnp.tanh(Conv(self.channels, (3, 3), name="image")(x))
+        return jnp.tanh(conv(self.channels, (3, 3), padding=1, name="image")(x))
 
 
 class PaperGenerator(nn.Module):
@@ -135,12 +138,13 @@ class PaperGenerator(nn.Module):
     @nn.compact
     def __call__(self, z1: jax.Array, z2: jax.Array, train: bool = False) -> jax.Array:
         x = nn.Dense(768, name="start")(jnp.concatenate([z1, z2], -1))[:, None, None, :]
+        _, transposed = layers()
         for i, width in enumerate(self.widths):
-            x = ConvTranspose2x(width, (5, 5), "VALID", use_bias=False, kernel_init=_DCGAN,
-                                name=f"up{i}")(x)
+            x = transposed(width, (5, 5), torch_padding((5, 5)), use_bias=False,
+                           kernel_init=_DCGAN, name=f"up{i}")(x)
             x = nn.relu(_batch_norm(train, f"norm{i}")(x))
-        x = ConvTranspose2x(self.channels, (8, 8), "VALID", use_bias=False, kernel_init=_DCGAN,
-                            name="image")(x)
+        x = transposed(self.channels, (8, 8), torch_padding((8, 8)), use_bias=False,
+                       kernel_init=_DCGAN, name="image")(x)
         return jnp.tanh(x)
 
 
@@ -163,10 +167,11 @@ class PaperDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv, _ = layers()
         for i, width in enumerate(self.widths):
             stride, padding = (2, 1) if i % 2 == 0 else (1, 0)
-            x = Conv(width, (3, 3), stride, padding, use_bias=False, kernel_init=_DCGAN,
-                        name=f"conv{i}")(x)
+            x = conv(width, (3, 3), stride, padding, use_bias=False, kernel_init=_DCGAN,
+                     name=f"conv{i}")(x)
             if i:
                 x = _batch_norm(train, f"norm{i}")(x)
             x = nn.Dropout(0.5, deterministic=not train)(nn.leaky_relu(x, 0.2))
@@ -200,6 +205,7 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 
 
 def _trunk(x: jax.Array, widths: tuple[int, ...]) -> jax.Array:
+    conv, _ = layers()
     for i, width in enumerate(widths):
-        x = nn.leaky_relu(Conv(width, (4, 4), 2, 1, name=f"conv{i}")(x), 0.2)
+        x = nn.leaky_relu(conv(width, (4, 4), 2, 1, name=f"conv{i}")(x), 0.2)
     return x.reshape(x.shape[0], -1)

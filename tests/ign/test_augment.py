@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ign import augment, baseline, models
+from common import config as config_lib
+from ign import augment, baseline, data, models, settings, stages
 
 IMAGES = jnp.asarray(
     ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, 20, 20, 2)), (0, 3, 3, 0))
@@ -81,3 +82,25 @@ def test_baselines_see_distorted_images_too():
     expected = float(jnp.abs(outputs - distorted).mean())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
     assert abs(float(jnp.abs(outputs - images).mean()) - expected) > 1e-4
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_the_stage_trains_baselines_with_their_own_strength(strength, monkeypatch, tmp_path):
+    config = config_lib.load("configs/ign.py:smoke")
+    config.train.augment, config.baseline.augment = 1.0, strength
+    images = np.zeros((32, 28, 28, 1), np.uint8)
+    digits = data.ImageSet(images, images, np.zeros(32, int), np.zeros(32, int), ("0",))
+    monkeypatch.setattr(settings, "load_images", lambda folder: digits)
+    monkeypatch.setattr(settings, "components", lambda *_: None)
+    monkeypatch.setattr(baseline, "make_train_step", lambda net, distortion: distortion)
+    monkeypatch.setattr(baseline, "init_state", lambda *_: None)
+    given = []
+
+    def fit(own, state, step, *_):
+        given.append(step)
+        raise InterruptedError  # what follows needs a trained state
+
+    monkeypatch.setattr(stages, "fit", fit)
+    with pytest.raises(InterruptedError):
+        stages.train_baselines(config, {"data": tmp_path}, tmp_path)
+    assert given == [strength]

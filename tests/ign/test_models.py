@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.nets import by_device, conv_products
 from ign import models
 
 
@@ -159,7 +160,7 @@ def test_convolutions_are_products_of_matrices_elsewhere(kind, size, members, mo
 
     convolved = outputs()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert models.layers()[0] is not models.Conv
+    assert by_device.layers()[0] is conv_products.Conv
     multiplied = outputs()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from common import config as config_lib
 from common.config import ConfigError
+from common.nets import by_device, conv_products
 from medical.medxgan import classifier, codes, invert, models, networks, noise, train, vgg
 
 LATENT = (4, 2)
@@ -37,6 +38,47 @@ def test_presets_are_the_published_networks(name, judge, size):
     assert config.objective.class_weight == expected
     assert config.objective.class_form == "double_softmax" and not config.objective.reconstruction
     assert config.invert.num_steps == 5000 and config.seeds[0] == 0
+
+
+_CODES = (jax.ShapeDtypeStruct((2, 4), jnp.float32), jax.ShapeDtypeStruct((2, 2), jnp.float32))
+
+
+def _images(size, channels):
+    return (jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32),)
+
+
+@pytest.mark.parametrize(("net", "inputs"), [
+    (models.PaperGenerator((8, 6, 4)), _CODES),
+    (models.PaperDiscriminator((4, 6, 8, 6, 4, 6)), _images(64, 3)),
+    (models.BrainClassifier(), _images(64, 3)),
+    (models.Classifier((4, 6)), _images(16, 1)),
+    (models.Generator(16, (16, 8), 1), _CODES),
+    (models.Discriminator((4, 6)), _images(16, 1)),
+    (models.Encoder(LATENT, (4, 6)), _images(16, 1)),
+], ids=lambda value: type(value).__name__ if hasattr(value, "init") else "")
+def test_convolutions_are_products_of_matrices_elsewhere(net, inputs, monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)
+    variables = jax.tree.map(  # the values that norms divide by must be positive
+        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) / leaf.shape[-1] ** 0.5
+        * rng.choice((-1, 1) if leaf.ndim > 1 else (1,), leaf.shape), shapes)
+    given = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in inputs]
+
+    def outputs():
+        def loss(variables):  # a new function: what is traced depends on the device
+            made = net.apply(variables, *given)
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(made)), made
+
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    convolved = outputs()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert by_device.layers()[0] is conv_products.Conv
+    multiplied = outputs()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()),
+        convolved, multiplied)
 
 
 def test_vgg16_has_the_published_size():
