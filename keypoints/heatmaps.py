@@ -64,12 +64,7 @@ def _blurred(masks: jax.Array, blur: float) -> jax.Array:
 
 
 def silhouette(heat: jax.Array, inside: jax.Array) -> jax.Array:
-    """Mean of log(mass inside)^2 over keypoints and all maps in which something is inside.
-
-    Suwajanakorn et al. (NeurIPS 2018) have the logarithm itself. Its square weighs the keypoints
-    that are far out, and lets go of those at the border: as a mean of logarithms, two that float
-    above an animal cost what a border does, and where they float tells the decoder the heading, as
-    a side of the pictures, so that no keypoint needs to find the head.
+    """Mean of -log(mass inside) over keypoints and all maps in which something is inside.
 
     Computed from logarithms, without a least mass: a map that is sure of a far place has next to no
     mass inside, and with a floor under it would get no gradient and stay there for good.
@@ -84,7 +79,7 @@ def silhouette(heat: jax.Array, inside: jax.Array) -> jax.Array:
     some = inside > 0
     weights = jnp.where(some, jnp.log(jnp.where(some, inside, 1.0)), _NOTHING)[..., None]
     total = jax.nn.logsumexp(heat, axis=-2)
-    error = jnp.mean(jnp.square(total - jax.nn.logsumexp(heat + weights, axis=-2)), axis=-1)
+    error = jnp.mean(total - jax.nn.logsumexp(heat + weights, axis=-2), axis=-1)
     shown = (inside.max(axis=-1) > 0.5).astype(heat.dtype)
     return jnp.sum(shown * error) / jnp.maximum(shown.sum(), 1.0)
 
