@@ -114,6 +114,9 @@ def _mujoco(scene: str) -> dict:
     return dict(
         data=dict(source=scene, subjects=4, frames=400, rate=10.0),
         model=dict(keypoints=15),
+        # With 1, some keypoints float above the animal and say to which side of the pictures it
+        # heads, and the others need not find its head.
+        train=dict(silhouette=3.0),
     )
 
 
@@ -141,7 +144,7 @@ _CHANGES: dict[str, dict] = {
         supervised=dict(num_steps=0),
         split=dict(test_subjects=0, later=0.25, gap_seconds=0.5),
         # 75 frames are soon known by heart
-        train=dict(num_steps=200, length_start=80, length_ramp=100),
+        train=dict(num_steps=200, length_start=80, length_ramp=100, silhouette=3.0),
         baseline=dict(num_steps=200),
     ),
     "folder": dict(
