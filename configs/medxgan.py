@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dict(num_steps=1000, batch_size=32, learning_rate=1e-3, discriminator_rate=4e-4,
              ema_decay=0.995, log_every=50, checkpoint_every=500)
     )  # fmt: skip
-    config.control_steps = 500
+    config.control_steps = 800
     config.invert = ConfigDict(
         dict(num_steps=150, learning_rate=0.03, restarts=2, pixels=20.0, class_weight=1.0,
              prior=0.05, negative="zero")  # or optimised: a second search, as for brain slices
