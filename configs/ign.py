@@ -104,7 +104,7 @@ _FACES = dict(
     # Stronger distortions undo the alignment of the faces. More steps draw nearer to the data, and
     # repeat themselves more.
     loss=dict(matching=0.4, spread=0.6, tightness=2.0),
-    train=dict(num_steps=1200, augment=0.5, augment_matching=False, random_noise=False),
+    train=dict(num_steps=1200, augment=0.5, augment_matching=False),
     probe=dict(every=200),
     baseline=dict(augment=0.5),
     evaluate=dict(other=""),
