@@ -18,9 +18,11 @@ os.environ.setdefault(
 
 import jax  # noqa: E402
 import jaxlib  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from common import xla_flags  # noqa: E402
+from common.nets import by_device, conv_products  # noqa: E402
 
 xla_flags.prepare()  # as launch.py does
 
@@ -48,6 +50,26 @@ def rank_promotion():
     """
     with jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def same_on_accelerators(monkeypatch):
+    """A function that computes something twice: as on this device, and in the form for others.
+
+    Its argument returns a tree of arrays, jitted or not; what it jits must be new in each call, for
+    what is traced depends on the device, which is no argument of it.
+    """
+
+    def compare(compute):
+        here = compute()
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert by_device.layers()[0] is conv_products.Conv
+        there = compute()
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()),
+            here, there)
+
+    return compare
 
 
 # What `xla_flags.with_quick_flags` sets for a process, for the programs of a module.

@@ -51,6 +51,31 @@ def test_the_published_generators(widths, latent, size, parameters):
         assert count(shapes["params"]) == pytest.approx(parameters, rel=1e-3)
 
 
+def test_the_small_classifier_is_convolution_relu_maximum_and_an_average():
+    net = models.Classifier((3, 4, 5))
+    x = jax.random.normal(jax.random.key(0), (2, 12, 12, 1))
+    params = jax.tree.map(  # biases start at zero
+        lambda leaf: leaf + 0.1, net.init(jax.random.key(1), x)["params"])
+
+    def plain(x):
+        for index in range(3):
+            layer = params[f"conv{index}"]
+            x = jax.lax.conv_general_dilated(
+                x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
+            if index < 2:
+                x = x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max(axis=(2, 4))
+        logits = x.mean(axis=(1, 2)) @ params["dense"]["kernel"]
+        return logits + params["dense"]["bias"].reshape(1, -1)
+
+    with jax.default_matmul_precision("highest"):
+        own = jax.value_and_grad(lambda x: jnp.sin(net.apply({"params": params}, x)).sum())(x)
+        expected = jax.value_and_grad(lambda x: jnp.sin(plain(x)).sum())(x)
+    np.testing.assert_allclose(own[0], expected[0], rtol=1e-4)
+    np.testing.assert_allclose(own[1], expected[1], atol=1e-5)
+    assert np.abs(expected[1]).max() > 1e-3
+
+
 def test_the_published_discriminator_and_classifier():
     image = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     judge = models.PaperDiscriminator()
