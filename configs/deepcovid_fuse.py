@@ -5,7 +5,8 @@ Paper:    Wu, Dravid, Wehbe, Katsaggelos, "DeepCOVID-Fuse: A Multi-Modality Deep
           Bioengineering 2023.
 Command:  python launch.py --config=configs/deepcovid_fuse.py
 Cost and numbers: medical/README.md.
-Variants: smoke (CI), informative (the sicker lack their variables more often), paper (the published
+Variants: smoke (CI), breast_cancer (569 other patients, benign or malignant), informative (the
+          sicker lack their variables more often), paper (the published
           network, size, optimiser and schedule, for an accelerator; --config.trunk=WEIGHTS for the
           first weights of the DenseNet; --config.net.backbone=resnet50 and so on for another
           trunk of DeepCOVID-XR).
@@ -21,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "deepcovid_fuse"
     config.experiment = "medical.fusion.experiment"
     config.seed = 0  # of the patients and the trunk; networks have their own
-    config.seeds = (0, 1, 2)
+    config.seeds = (0, 1, 2, 3, 4)
     config.methods = ("image", "clinical", "fusion", "fusion_dropout", "fusion_learned")
     config.baselines = ("logistic", "boosting", "forest")
     config.fill = "mean"  # what stands for an absent modality; or zeros
@@ -30,12 +31,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.resamples = 500
     config.data = ConfigDict(
         dict(
-            table="",  # CSV of your own patients, instead of SUPPORT2 with phantoms
+            source="support2",  # real patients who are given phantoms; or breast_cancer
+            table="",  # CSV of your own patients, instead of these
             file="file",  # columns
             patient="patient",
             label="level",
             part="",  # column that says train, validation or test; empty: split by patient
-            names=(),  # clinical variables; (): all further columns
+            names=(),  # clinical variables; (): all of them, of a CSV all further columns
             classes=("low", "intermediate", "high"),
             fractions=(0.65, 0.17, 0.18),  # of the patients: training, validation, test
             contrast="none",  # of the table's images; or equalised, clahe
@@ -98,9 +100,14 @@ _CHANGES: dict[str, dict] = {
         train=dict(clinical=dict(epochs=2), head=dict(epochs=2), whole=dict(epochs=1)),
         explain=dict(images=1),
     ),
+    "breast_cancer": dict(
+        data=dict(source="breast_cancer", classes=("benign", "malignant")),
+        counts=dict(train=275, validation=84, test=210),
+        opacities=dict(share=(0.15, 0.45)),
+        absent=dict(clinical=(0.1, 0.1), image=(0.05, 0.05)),
+    ),
     "informative": dict(absent=dict(clinical=(0.02, 0.1, 0.3))),
     "paper": dict(
-        seeds=(0, 1, 2, 3, 4),
         resamples=2000,
         net=dict(size=224, channels=3, blocks=(6, 12, 24, 16), growth=32, stem=64, momentum=0.99),
         pretrain=dict(num_steps=3000),

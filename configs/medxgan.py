@@ -122,7 +122,13 @@ _CHANGES: dict[str, dict] = {
         control_steps=4000,
         invert=dict(num_steps=400),
     ),
-    "brain": dict(phantom=dict(source="brain")),
+    "brain": dict(
+        phantom=dict(source="brain", amplitude=(0.2, 0.35)),
+        net=dict(latent=(128, 8)),
+        gan=dict(num_steps=3500),
+        control_steps=3500,
+        invert=dict(num_steps=250),
+    ),
     "folder": dict(controls=("shuffled",)),
     "published": dict(
         objective=_PUBLISHED,

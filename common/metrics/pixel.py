@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["mse", "psnr", "ssim"]
+__all__ = ["mse", "psnr", "ssim", "ssim_map"]
 
 _WINDOW = 11  # pixels
 _SIGMA = 1.5  # pixels
@@ -47,12 +47,7 @@ def psnr(x: jax.Array, y: jax.Array, data_range: float = 1.0) -> jax.Array:
 
 
 def ssim(x: jax.Array, y: jax.Array, data_range: float = 1.0) -> jax.Array:
-    """Mean structural similarity of each pair.
-
-    Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image Quality Assessment: From Error Visibility to
-    Structural Similarity", IEEE TIP 2004, eq. 13: Gaussian window of 11 x 11 pixels with standard
-    deviation 1.5, K1 = 0.01, K2 = 0.03, population covariances, averaged over the positions where
-    the window lies inside the image. Channels are compared one by one and averaged.
+    """Mean structural similarity of each pair, the average of `ssim_map`.
 
     Args:
         x: `[batch, height, width, channels]`, height and width at least 11.
@@ -61,6 +56,30 @@ def ssim(x: jax.Array, y: jax.Array, data_range: float = 1.0) -> jax.Array:
 
     Returns:
         `[batch]`, 1 for equal images.
+
+    Raises:
+        ValueError: the shapes differ, do not have four axes or are smaller than the window.
+    """
+    return jnp.mean(ssim_map(x, y, data_range), axis=(1, 2, 3))
+
+
+def ssim_map(x: jax.Array, y: jax.Array, data_range: float = 1.0) -> jax.Array:
+    """Structural similarity of each pair around each position.
+
+    Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image Quality Assessment: From Error Visibility to
+    Structural Similarity", IEEE TIP 2004, eq. 13: Gaussian window of 11 x 11 pixels with standard
+    deviation 1.5, K1 = 0.01, K2 = 0.03, population covariances, where the window lies inside the
+    image. Channels are compared one by one.
+
+    Args:
+        x: `[batch, height, width, channels]`, height and width at least 11, values from 0 to
+            `data_range`.
+        y: like `x`.
+        data_range: difference between the largest and smallest possible value.
+
+    Returns:
+        `[batch, height - 10, width - 10, channels]`; position (0, 0) is the window whose centre is
+        pixel (5, 5).
 
     Raises:
         ValueError: the shapes differ, do not have four axes or are smaller than the window.
@@ -80,7 +99,7 @@ def ssim(x: jax.Array, y: jax.Array, data_range: float = 1.0) -> jax.Array:
     mean_x, mean_y = mean_x + offset, mean_y + offset
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return jnp.mean(luminance * structure, axis=(1, 2, 3))
+    return luminance * structure
 
 
 def _blur(x: jax.Array) -> jax.Array:

@@ -18,6 +18,9 @@ from scipy import ndimage
 
 from medical.data import pieces, studies
 
+BLOCK = 4
+"""Neighbouring slices of the brain, 1 mm apart, that stay together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PhantomConfig:
@@ -72,7 +75,7 @@ def make(
     """Phantoms of each part (name to number of images); no patient is in two parts.
 
     The patients are shared out by the counts; of the brain, whose slices are all of one person, a
-    "patient" is a block of eight slices.
+    "patient" is a block of `BLOCK` slices.
     """
     anatomy = _anatomy(config)
     total = sum(counts.values())
@@ -128,7 +131,7 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
         chosen = range(64, 136)  # through the hemispheres, above the cerebellum's base
         square = [studies.square(image[i], 96) for i in chosen]
         where = [studies.square(inside[i].astype(np.float32), 96) for i in chosen]
-        return _Anatomy(np.stack(square), np.stack(where), np.arange(len(square)) // 8)
+        return _Anatomy(np.stack(square), np.stack(where), np.arange(len(square)) // BLOCK)
     raise ValueError(f"unknown source {config.source!r}; known: chest, brain")
 
 

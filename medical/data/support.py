@@ -4,11 +4,10 @@ Knaus et al., "The SUPPORT Prognostic Model", Annals of Internal Medicine 1995; 
 package SurvSet (Drysdale 2022), in which race, income and so on have been recoded.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from common import frame_reader, registry
+from medical.data.variables import Patients
 
 VARIABLES = (
     "num_age", "fac_sex", "fac_dzgroup", "fac_ca", "fac_diabetes", "fac_dementia", "num_num_co",
@@ -21,16 +20,6 @@ VARIABLES = (
 and education."""
 
 LEVELS = ("low", "intermediate", "high")
-
-
-class Patients(NamedTuple):
-    """Attributes:
-      columns: variable to its values ``[patients]``; see `common.frame_reader.Frame`.
-      labels: int32 ``[patients]``, index into `LEVELS`.
-    """
-
-    columns: dict[str, np.ndarray]
-    labels: np.ndarray
 
 
 def risk_level(
@@ -55,4 +44,4 @@ def read(cuts: tuple[float, float] = (30.0, 180.0)) -> Patients:
     table = frame_reader.read(path).columns
     level = risk_level(table["time"], table["event"], cuts)
     known = level >= 0
-    return Patients({name: table[name][known] for name in VARIABLES}, level[known])
+    return Patients({name: table[name][known] for name in VARIABLES}, level[known], LEVELS)

@@ -7,12 +7,26 @@ training patients lack gets a further column that says so. Columns are in the va
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Columns = Mapping[str, np.ndarray]
 LIMIT = 5.0
+
+
+class Patients(NamedTuple):
+    """Clinical variables of real patients, and what became of them.
+
+    Attributes:
+      columns: variable to its values ``[patients]``, see `fit`.
+      labels: int32 ``[patients]``, index into `levels`.
+      levels: names of the outcomes, from the least to the most severe.
+    """
+
+    columns: dict[str, np.ndarray]
+    labels: np.ndarray
+    levels: tuple[str, ...]
 
 
 class VariableError(ValueError):

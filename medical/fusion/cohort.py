@@ -1,8 +1,9 @@
 """Stage that provides the patients: real clinical rows with phantoms, or a user's own table.
 
-Each real patient of SUPPORT2 (`medical.data.support`) with a level of risk is given a chest phantom
-whose number of opacities is drawn from the law of that level. Variables and outcome are real; that
-image and variables belong together is made up: given the level they are independent.
+Each real patient of SUPPORT2 (`medical.data.support`) or of the breast cancer table
+(`medical.data.breast_cancer`) is given a chest phantom whose number of opacities is drawn from the
+law of the patient's level. Variables and outcome are real; that image and variables belong together
+is made up: given the level they are independent.
 """
 
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from common import storage
-from medical.data import phantom, studies, support, variables
+from medical.data import breast_cancer, phantom, studies, support, variables
 from medical.fusion import missing, table
 
 Arrays = dict[str, np.ndarray]
 PARTS = table.PARTS
+SOURCES = ("support2", "breast_cancer")
+"""Tables of real patients that are given phantoms."""
 
 
 def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -59,20 +62,24 @@ def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
 
 def made(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict]:
-    """SUPPORT2's patients with phantoms: arrays and variables of each part."""
-    patients = support.read(tuple(config.data.cuts))
+    """Real patients with phantoms: arrays and variables of each part."""
+    patients = source(config.data)
     counts = dict(config.counts)
     total = sum(counts.values())
     if total > len(patients.labels):
-        raise ValueError(f"config.counts: {total} patients wanted, SUPPORT2 has "
+        raise ValueError(f"config.counts: {total} patients wanted, {config.data.source} has "
                          f"{len(patients.labels)}")
     order = np.split(random.permutation(len(patients.labels))[:total],
                      np.cumsum(list(counts.values()))[:-1])
     rows = dict(zip(counts, order, strict=True))
     c = config.opacities
-    if len(c.share) != len(support.LEVELS):
-        raise ValueError(f"config.opacities.share: {len(c.share)} numbers for "
-                         f"{len(support.LEVELS)} levels")
+    levels = len(patients.levels)
+    for what, chosen in (("data.classes", config.data.classes), ("opacities.share", c.share),
+                         ("absent.clinical", config.absent.clinical),
+                         ("absent.image", config.absent.image)):
+        if len(chosen) != levels:
+            raise ValueError(f"config.{what}: {len(chosen)} entries for the {levels} levels of "
+                             f"{config.data.source}: {', '.join(patients.levels)}")
     lesions = {name: random.binomial(c.most, np.array(c.share)[patients.labels[chosen]])
                for name, chosen in rows.items()}
     # The trunk is pretrained on phantoms of yet other lungs: with one opacity or none.
@@ -89,6 +96,26 @@ def made(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict]:
                        **absences(labels, config.absent, random)}
         columns[name] = {key: values[chosen] for key, values in patients.columns.items()}
     return parts, columns
+
+
+def source(config: ConfigDict) -> variables.Patients:
+    """The patients of the table ``config.source``, with the variables ``config.names`` ((): all).
+
+    Raises:
+      VariableError: the table has no such variable.
+    """
+    if config.source == "support2":
+        found = support.read(tuple(config.cuts))
+    elif config.source == "breast_cancer":
+        found = breast_cancer.read()
+    else:
+        raise ValueError(f"config.data.source: {config.source!r}; known: {', '.join(SOURCES)}")
+    strange = [name for name in config.names if name not in found.columns]
+    if strange:
+        raise variables.VariableError(f"no variable {strange[0]!r} in {config.source}; there are "
+                                      f"{', '.join(found.columns)}")
+    names = tuple(config.names) or tuple(found.columns)
+    return found._replace(columns={name: found.columns[name] for name in names})
 
 
 def absences(labels: np.ndarray, config: ConfigDict, random: np.random.Generator) -> Arrays:

@@ -35,7 +35,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     alone("explain", stages.explain, explain, ("cohort", *(f"train-{name}" for name in shown)))
     alone("measure", measure.measure, _settings(config, "seed", "seeds", "fill", "resamples"),
           ("cohort", "trunk", *names, "baselines", "explain"))
-    final = ConfigDict({"own": bool(config.data.table), "methods": tuple(shown)})
+    source = "own" if config.data.table else config.data.source
+    final = ConfigDict({"source": source, "methods": tuple(shown)})
     alone("report", report.report, final, ("measure", "explain"))
     if distributed.is_main():
         page = publish(workdir, "measure/results.json")
@@ -50,6 +51,9 @@ def _check(config: ConfigDict) -> None:
         if unknown:
             raise ConfigError(f"config.{what}: {unknown[0]!r} is unknown; known: "
                               f"{', '.join(known)}")
+    if config.data.source not in cohort.SOURCES:
+        raise ConfigError(f"config.data.source: {config.data.source!r} is unknown; known: "
+                          f"{', '.join(cohort.SOURCES)}")
     if not {"image", "fusion", "fusion_dropout", "fusion_learned"} & set(config.methods):
         raise ConfigError("config.methods: at least one network with an image is needed")
     networks.make_trunk(config.net)  # its errors before the first stage

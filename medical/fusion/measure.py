@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from common import storage
 from medical.fusion import alarms, methods
-from medical.statistics import calibration, delong, intervals, mcnemar, multiclass
+from medical.statistics import bootstrap, calibration, delong, mcnemar, multiclass
 
 COMPARISONS = (
     (("fusion", "both"), ("image", "image")),
@@ -34,7 +34,8 @@ def measure(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
     for (name, view, policy), probabilities in found.items():
         keep = kept(test, view)
         rows.append({"method": name, "view": view, "policy": policy, "patients": int(keep.sum()),
-                     **scores(test["labels"][keep], probabilities[:, keep])})
+                     **scores(test["labels"][keep], probabilities[:, keep], random,
+                              config.resamples, test["patients"][keep])})
     table = {(row["method"], row["view"], row["policy"]): row for row in rows}
     chosen = {(n, v): p for (n, v, p) in found if p in ("", config.fill)}
     tests = []
@@ -84,8 +85,12 @@ def kept(test: dict[str, np.ndarray], view: str) -> np.ndarray:
     return np.ones(len(test["labels"]), bool) if view == "found" else test["complete"]
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Scores of ``[seeds, n, classes]``: means, deviations, the first seed's interval."""
+def scores(
+    labels: np.ndarray, probabilities: np.ndarray, random: np.random.Generator, resamples: int,
+    patients: np.ndarray,
+) -> dict[str, Any]:
+    """Scores of ``[seeds, n, classes]``: means and deviations over seeds, and the intervals of the
+    means of accuracy and area by a bootstrap of the patients ``[n]``."""
     classes = probabilities.shape[-1]
     each: dict[str, list[float]] = {name: [] for name in (
         "accuracy", "auc", "precision", "recall", "f1", "calibration_error")}
@@ -101,21 +106,35 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
         each["calibration_error"].append(
             calibration.reliability((predicted == labels).astype(int), top).error)
         alarmed.append(alarms.collapse(labels, predicted)._asdict())
-    right = int(np.sum(probabilities[0].argmax(-1) == labels))
-    low, high = intervals.proportion(right, len(labels))[1:]
     deviations = {name: float(np.std(v, ddof=1)) if len(v) > 1 else None
                   for name, v in each.items()}
-    return {**{name: {"mean": float(np.mean(v)), "sd": deviations[name], "each": v}
-               for name, v in each.items()},
-            "accuracy_interval": [low, high], "collapsed": sum(a["collapsed"] for a in alarmed),
+    found = {name: {"mean": float(np.mean(v)), "sd": deviations[name], "each": v}
+             for name, v in each.items()}
+    by_patient = np.moveaxis(probabilities, 0, 1)
+    groups = patients if repeated(patients) else None
+    for name, statistic in (("accuracy", mean_accuracy), ("auc", mean_area)):
+        drawn = bootstrap.interval(statistic, labels, by_patient, random, resamples, groups=groups)
+        found[name] |= {"low": drawn.low, "high": drawn.high}
+    return {**found, "collapsed": sum(a["collapsed"] for a in alarmed),
             "dominant": max(a["share"] for a in alarmed)}
+
+
+def mean_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Accuracy, mean over the seeds of ``[n, seeds, classes]``."""
+    return float(np.mean(probabilities.argmax(axis=-1) == labels[:, None]))
+
+
+def mean_area(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area, one against one, mean over the seeds of ``[n, seeds, classes]``."""
+    return float(np.mean([multiclass.multiclass_auc(labels, probabilities[:, i])
+                          for i in range(probabilities.shape[1])]))
 
 
 def compare(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, random: np.random.Generator,
     resamples: int, patients: np.ndarray,
 ) -> dict[str, Any]:
-    """Paired tests of two models ``[seeds, n, classes]``, for each seed; bootstrap for the first.
+    """Paired tests of two models ``[seeds, n, classes]``, for each seed; bootstrap of the means.
 
     DeLong's test is of each class against the rest, corrected by Holm over the classes. It and
     McNemar's take the rows as independent; the bootstrap draws patients ``[n]``.
@@ -125,8 +144,8 @@ def compare(
         found, holm = delong.per_class(labels, a, b)
         of_classes.append({"difference": [t.difference for t in found], "p": holm.tolist()})
         of_accuracy.append(mcnemar.compare(a.argmax(-1) == labels, b.argmax(-1) == labels).p)
-    area = multiclass.paired_bootstrap(
-        multiclass.multiclass_auc, labels, first[0], second[0], random, resamples,
+    area = bootstrap.paired(
+        mean_area, labels, np.moveaxis(first, 0, 1), np.moveaxis(second, 0, 1), random, resamples,
         groups=patients if repeated(patients) else None)
     return {"delong": of_classes, "mcnemar": of_accuracy, "auc": area._asdict()}
 

@@ -10,8 +10,19 @@ from common.report import Report
 from medical.fusion import figures, methods
 
 WARNING = "Research software. Not a medical device and not for diagnosis."
-MADE = (" Outcomes and clinical variables are those of real patients (SUPPORT2). The images are "
-        "phantoms given to them by level of risk: nothing here says how well X-rays tell the risk.")
+MADE = (" Outcomes and clinical variables are those of real patients ({}). The images are phantoms "
+        "given to them by outcome: nothing here says how well X-rays tell it.")
+TABLES = {"support2": "SUPPORT2", "breast_cancer": "Wisconsin's table of breast tumours"}
+
+
+PUBLISHED = {
+    ("fusion", "both"): "image and clinical",
+    ("image", "image"): "image",
+    ("clinical", "clinical"): "clinical",
+    ("fusion", "image"): "image and clinical",
+    ("fusion", "clinical"): "image and clinical",
+}
+"""(method, what it is given) of the paper's table to what the network was trained on."""
 
 
 def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -29,11 +40,11 @@ def report(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
 
 def write(config: ConfigDict, results: dict, out: Path) -> None:
     """``report.html``."""
-    counts = results["counts"]
+    counts, fill = results["counts"], results["fill"]
     page = Report("DeepCOVID-Fuse: image and clinical variables in one network",
                   "; ".join(f"{name}: {sum(counts[name])} patients"
                             for name in ("train", "validation", "test")))
-    page.note(WARNING + ("" if config.own else MADE))
+    page.note(WARNING + ("" if config.source == "own" else MADE.format(TABLES[config.source])))
     if results["unreadable"]:
         page.note(f"{results['unreadable']} images could not be read; their patients count as "
                   "without image.")
@@ -57,12 +68,16 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
                       "causes.")
         else:
             page.text(text)
-    page.section("Scores", f"Mean over {len(results['seeds'])} seeds with standard deviation. "
-                 "Accuracy's interval is Wilson's for the first seed. Area: one against one, "
-                 "weighted; precision and F1 weighted by prevalence. Answering the commonest level "
-                 f"for everyone is right for {100 * results['majority']:.1f} %.")
+    seeds = len(results["seeds"])
+    page.section("As in the paper", f"Mean over {seeds} seeds and its 95 % interval (bootstrap of "
+                 "the patients). Area: one against one, weighted by prevalence. Answering the "
+                 f"commonest level for everyone is right for {100 * results['majority']:.1f} %.")
+    page.table(["trained on", "given", "accuracy", "95 %", "area", "95 %"],
+               published_rows(results["rows"], fill))
+    page.section("Scores", f"Mean over {seeds} seeds with standard deviation, and the 95 % "
+                 "interval of the mean. Precision and F1 are weighted by prevalence.")
     page.table(["network", "given", "in place of what is absent", "accuracy", "95 %", "area",
-                "precision", "F1", "calibration error", "patients"],
+                "95 %", "precision", "F1", "calibration error", "patients"],
                [table_row(row) for row in results["rows"]])
     page.figure(out / "accuracy.png").figure(out / "auc.png")
     page.section("Paired tests", "DeLong's test of each level against the rest, corrected by Holm "
@@ -102,15 +117,27 @@ def title(name: str) -> str:
 
 def table_row(row: dict) -> list[Any]:
     """One network and what it is given."""
-    low, high = row["accuracy_interval"]
 
     def cell(key: str) -> Any:
         found = row[key]
         return found["mean"] if found["sd"] is None else (found["mean"], found["sd"])
 
     return [title(row["method"]), methods.VIEWS[row["view"]], row["policy"], cell("accuracy"),
-            f"{low:.3f} to {high:.3f}", cell("auc"), cell("precision"), cell("f1"),
+            span(row["accuracy"]), cell("auc"), span(row["auc"]), cell("precision"), cell("f1"),
             cell("calibration_error"), row["patients"]]
+
+
+def published_rows(rows: list[dict], fill: str) -> list[list[Any]]:
+    """The five comparisons of the paper, as far as their networks were trained."""
+    found = {(row["method"], row["view"]): row for row in rows if row["policy"] in ("", fill)}
+    return [[trained, methods.VIEWS[view], row["accuracy"]["mean"], span(row["accuracy"]),
+             row["auc"]["mean"], span(row["auc"])]
+            for (name, view), trained in PUBLISHED.items() if (row := found.get((name, view)))]
+
+
+def span(score: dict) -> str:
+    """The interval of a score."""
+    return f"{score['low']:.3f} to {score['high']:.3f}"
 
 
 def test_row(test: dict) -> list[Any]:

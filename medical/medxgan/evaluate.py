@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common.metrics import pixel
 from medical.explain import localise
 from medical.medxgan import codes
 from medical.medxgan.losses import margin
@@ -167,15 +168,26 @@ def preservation(
 ) -> dict[str, float]:
     """How much the anatomy changes with the class, and how close the negative comes to the truth.
 
+    Args:
+      positive: generated images ``[images, h, w, 1]`` in [-1, 1]; `negative` likewise.
+      healthy: the true healthy images.
+      masks: of the lesions, boolean ``[images, h, w]``.
+
     Returns:
       ``outside_inside``: mean absolute difference of the generated pair outside the lesion
-      (enlarged by 2 pixels) over that inside; ``healthy_error``: mean absolute difference of
-      negative and true healthy image inside the lesion, in [-1, 1].
+      (enlarged by 2 pixels) over that inside; ``outside_similarity``: their mean structural
+      similarity there (SSIM, 1 for equal images), of windows that do not reach into the lesion;
+      ``healthy_error``: mean absolute difference of negative and true healthy image inside the
+      lesion, in [-1, 1].
     """
     change = localise.magnitude(positive - negative)
     near = localise.dilate(masks, 2)
-    inside = change[masks].mean()
+    similar = np.asarray(pixel.ssim_map((jnp.asarray(positive) + 1) / 2,
+                                        (jnp.asarray(negative) + 1) / 2))
+    reach = (masks.shape[1] - similar.shape[1]) // 2
+    outside = ~localise.dilate(masks, 2 + reach)[:, reach:-reach, reach:-reach]
     return {
-        "outside_inside": float(change[~near].mean() / max(inside, 1e-12)),
+        "outside_inside": float(change[~near].mean() / max(change[masks].mean(), 1e-12)),
+        "outside_similarity": float(similar[outside].mean()),
         "healthy_error": float(localise.magnitude(negative - healthy)[masks].mean()),
     }

@@ -59,7 +59,8 @@ def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> Non
                  "explains nothing: these come first.")
     limits = {name: f"{sign} {limit}" for name, (sign, limit) in evaluate.GUARDS.items()}
     seeds = list(results["guards"])
-    of_phantoms = ("outside_inside", "healthy_error") if known else ()
+    of_phantoms = (("outside_inside", "outside_similarity", "healthy_error") if known
+                   else ())
     page.table(
         ["", "wanted", *seeds],
         [[name.replace("_", " "), limits.get(name, ""), *(results["guards"][s][name]

@@ -101,6 +101,9 @@ def per_class(
 ) -> tuple[list[Comparison], np.ndarray]:
     """One-against-rest tests of each class, and their p values after Holm's correction.
 
+    Of two classes whose probabilities sum to one the two tests are the same, and nothing is
+    corrected.
+
     Args:
       labels: ``[n]`` in ``0 .. classes - 1``; every class must occur.
       first: probabilities ``[n, classes]`` of one model; `second` likewise.
@@ -110,7 +113,10 @@ def per_class(
         raise ValueError(f"need two tables [n, classes], got {first.shape} and {second.shape}")
     labels = class_labels(labels, first.shape[1])
     tests = [compare(labels == c, first[:, c], second[:, c]) for c in range(first.shape[1])]
-    return tests, holm(np.array([t.p for t in tests]))
+    p = np.array([t.p for t in tests])
+    if len(tests) == 2 and all(np.allclose(t.sum(axis=1), 1, atol=1e-5) for t in (first, second)):
+        return tests, p
+    return tests, holm(p)
 
 
 def _covariance(values: np.ndarray) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Area under the ROC curve for several classes, and paired bootstrap of any statistic.
+"""Area under the ROC curve for several classes, and averages of scores over the classes.
 
 One-against-one: Hand and Till, "A Simple Generalisation of the Area under the ROC Curve for
 Multiple Class Classification Problems", Machine Learning 2001. DeLong's variance does not exist for
-these averages, so models are compared by resampling cases.
+these averages, so models are compared by resampling cases, see `bootstrap`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,26 +17,6 @@ from medical.statistics.checks import (
     finite,
     same_length,
 )
-
-Statistic = Callable[[np.ndarray, np.ndarray], float]
-
-
-class Difference(NamedTuple):
-    """Paired difference of a statistic between two models.
-
-    Attributes:
-      estimate: first minus second on all cases.
-      low: lower end of the interval.
-      high: upper end.
-      p: two-sided, from the share of resamples on the other side of 0 (at least 1 / resamples).
-      dropped: resamples in which the statistic was undefined (a class was missing).
-    """
-
-    estimate: float
-    low: float
-    high: float
-    p: float
-    dropped: int
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -98,56 +77,6 @@ def multiclass_auc(
     else:
         raise ValueError(f"unknown scheme {scheme!r}; known: ovo, ovr")
     return float(np.average(values, weights=weights if weighted else None))
-
-
-def paired_bootstrap(
-    statistic: Statistic,
-    labels: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-    level: float = 0.95,
-    groups: np.ndarray | None = None,
-) -> Difference:
-    """Percentile interval of ``statistic(labels, first) - statistic(labels, second)``.
-
-    Both models see the same resample of cases, so their correlation is kept.
-
-    Args:
-      statistic: of labels ``[n]`` and scores ``[n, ...]``; may raise SingleClassError.
-      labels: ``[n]``.
-      first: scores of one model, ``[n, ...]``; `second` likewise.
-      rng: source of the resamples.
-      resamples: number of them.
-      level: of the interval.
-      groups: ``[n]``, for example patients; whole groups are resampled. None: single cases.
-
-    Raises:
-      SingleClassError: the statistic is undefined on all cases, or on more than a tenth of the
-        resamples.
-    """
-    labels, first, second = np.asarray(labels), np.asarray(first), np.asarray(second)
-    if not len(labels) == len(first) == len(second):
-        raise ValueError(f"{len(labels)} labels, {len(first)} and {len(second)} scores")
-    estimate = statistic(labels, first) - statistic(labels, second)
-    names = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    members = [np.flatnonzero(names == name) for name in np.unique(names)]
-    values, dropped = [], 0
-    for _ in range(resamples):
-        chosen = rng.integers(len(members), size=len(members))
-        rows = chosen if groups is None else np.concatenate([members[i] for i in chosen])
-        try:
-            values.append(statistic(labels[rows], first[rows])
-                          - statistic(labels[rows], second[rows]))
-        except SingleClassError:
-            dropped += 1
-    if dropped > resamples / 10:
-        raise SingleClassError(f"a class is missing in {dropped} of {resamples} resamples")
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-    beyond = min(np.mean(np.less_equal(values, 0)), np.mean(np.greater_equal(values, 0)))
-    p = min(1.0, max(2 * float(beyond), 1 / resamples))
-    return Difference(float(estimate), float(low), float(high), p, dropped)
 
 
 class Averages(NamedTuple):

@@ -52,12 +52,18 @@ def test_interval_of_a_mean():
 
 
 def test_change_outside_the_lesion():
-    masks = np.zeros((2, 12, 12), bool)
-    masks[:, 5:7, 5:7] = True
-    negative = np.zeros((2, 12, 12, 1))
+    masks = np.zeros((2, 32, 32), bool)
+    masks[:, 10:12, 10:12] = True
+    negative = np.zeros((2, 32, 32, 1))
     positive = masks[..., None] * 1.0 + 0.1 * ~masks[..., None]
     found = evaluate.preservation(positive, negative, negative, masks)
-    assert found == {"outside_inside": pytest.approx(0.1), "healthy_error": 0.0}
+    # Of constants a and b SSIM is (2 a b + c) / (a^2 + b^2 + c); the lesion is out of its windows.
+    similar = (2 * 0.55 * 0.5 + 1e-4) / (0.55**2 + 0.5**2 + 1e-4)
+    assert found == {"outside_inside": pytest.approx(0.1), "healthy_error": 0.0,
+                     "outside_similarity": pytest.approx(similar, rel=1e-4)}
+    positive = masks[..., None] * 1.0
+    found = evaluate.preservation(positive, negative, negative, masks)
+    assert found["outside_similarity"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_images_to_explain_are_lesions_called_positive_first():

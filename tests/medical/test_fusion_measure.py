@@ -92,8 +92,10 @@ def test_rows_are_of_the_right_patients(results, inputs):
     assert row["patients"] == keep.sum() == 200
     np.testing.assert_allclose(row["auc"]["mean"], np.mean(areas), rtol=1e-9)
     np.testing.assert_allclose(row["auc"]["sd"], np.std(areas, ddof=1), rtol=1e-9)
-    low, high = row["accuracy_interval"]
-    assert low < row["accuracy"]["each"][0] < high
+    for name in ("accuracy", "auc"):
+        assert row[name]["low"] < row[name]["mean"] < row[name]["high"]
+        # 200 rows, two seeds.
+        assert 0.005 < row[name]["high"] - row[name]["low"] < 0.15
     found = rows["fusion", "found", "zeros"]
     assert found["patients"] == N
     expected = np.mean(held["found.zeros"].argmax(-1) == test["labels"])
@@ -125,14 +127,27 @@ def test_tests_and_checks_tell_what_was_planted(results):
     assert row["auc"]["mean"] == pytest.approx(0.5)
 
 
+def test_the_papers_table_has_its_five_rows(results):
+    table = report.published_rows(results[0]["rows"], "mean")
+    assert [row[:2] for row in table] == [
+        ["image and clinical", "image and clinical"], ["image", "image"], ["clinical", "clinical"],
+        ["image and clinical", "image"], ["image and clinical", "clinical"]]
+    low, high = (float(end) for end in table[0][3].split(" to "))
+    assert low < table[0][2] < high and table[0][2] > table[3][2]
+    zeros = report.published_rows(results[0]["rows"], "zeros")
+    assert zeros[:3] == table[:3] and zeros[3] != table[3]
+    without = [row for row in results[0]["rows"] if row["method"] != "clinical"]
+    assert len(report.published_rows(without, "mean")) == 4
+
+
 def test_the_report_says_it(results, inputs, tmp_path):
     stages = {"measure": results[1], "explain": inputs["explain"]}
-    config = ConfigDict({"own": False, "methods": ("image", "fusion")})
+    config = ConfigDict({"source": "support2", "methods": ("image", "fusion")})
     report.report(config, stages, tmp_path)
     page = (tmp_path / "report.html").read_text()
     for text in ("not for diagnosis", "SUPPORT2", "Absence is informative", "Collapsed",
                  "1 images could not be read", "Several rows of one patient",
-                 "logistic regression on the variables"):
+                 "logistic regression on the variables", "As in the paper"):
         assert text in page
     assert {p.name for p in tmp_path.iterdir()} == {
         "report.html", "accuracy.png", "auc.png", "maps.png"}

@@ -137,8 +137,38 @@ def test_support2_gets_phantoms_by_level(tmp_path):
     assert (train["has_image"] | train["has_clinical"]).all()
     record = storage.load_json(tmp_path / "cohort.json")
     assert record["absence"]["clinical"]["p"] < 0.01 < record["absence"]["image"]["p"]
-    with pytest.raises(ValueError, match="99999 patients wanted"):
+    with pytest.raises(ValueError, match="99999 patients wanted, support2 has 9105"):
         config.counts.update(train=99999 - 60)
+        cohort.draw(config, {}, tmp_path)
+
+
+def test_breast_cancer_patients_get_phantoms(tmp_path):
+    config = config_lib.load("configs/deepcovid_fuse.py:breast_cancer")
+    config.net.size = 16
+    config.pretrain.count = 4
+    config.data.names = ("mean texture", "mean smoothness")
+    cohort.draw(config, {}, tmp_path)
+    parts = {name: storage.load_arrays(tmp_path / f"{name}.safetensors")[0]
+             for name in cohort.PARTS}
+    assert sum(len(part["labels"]) for part in parts.values()) == 569
+    assert len(np.unique(np.concatenate([p["patients"] for p in parts.values()]))) == 569
+    train = parts["train"]
+    assert train["clinical"].shape == (275, 2)
+    covered = [train["masks"][train["labels"] == c].any(axis=(1, 2)).mean() for c in (0, 1)]
+    np.testing.assert_allclose(covered, [1 - 0.85**4, 1 - 0.55**4], atol=0.1)  # of four at most
+    record = storage.load_json(tmp_path / "cohort.json")
+    assert [v["name"] for v in record["variables"]] == ["mean texture", "mean smoothness"]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"names": ("mean texture", "age")}, VariableError, "no variable 'age' in breast_cancer"),
+    ({"classes": LEVELS}, ValueError, r"config\.data\.classes: 3 entries for the 2 levels"),
+    ({"source": "adni"}, ValueError, r"config\.data\.source: 'adni'; known: support2"),
+])
+def test_tables_of_real_patients_are_checked(changes, error, message, tmp_path):
+    config = config_lib.load("configs/deepcovid_fuse.py:breast_cancer")
+    config.data.update(changes)
+    with pytest.raises(error, match=message):
         cohort.draw(config, {}, tmp_path)
 
 
@@ -147,6 +177,7 @@ def test_support2_gets_phantoms_by_level(tmp_path):
     ({"methods": ("clinical",)}, "at least one network with an image"),
     ({"baselines": ("svm",)}, r"config\.baselines: 'svm' is unknown"),
     ({"seeds": (1, 1)}, r"config\.seeds"),
+    ({"data": {"source": "adni"}}, r"config\.data\.source: 'adni' is unknown"),
     ({"fill": "learned"}, r"config\.fill: 'learned'; known: mean, zeros"),
 ])
 def test_settings_of_no_use_are_refused(changes, message, tmp_path):

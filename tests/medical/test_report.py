@@ -44,8 +44,8 @@ def write_case(root, case: str, failed: list[str], seed: int, known: bool = True
         folder.mkdir()
     storage.save_arrays(explained / "explained.safetensors", arrays)
     guards = {name: 1.0 for name in evaluate.GUARDS} | {"edited_flipped": 1.0}
-    more = {name: 0.5 for name in ("inversion_mse", "outside_inside", "healthy_error")
-            if known or name == "inversion_mse"}
+    more = {name: 0.5 for name in ("inversion_mse", "outside_inside", "outside_similarity",
+                                   "healthy_error") if known or name == "inversion_mse"}
     storage.save_json(explained / "guards.json", {
         **guards, **more, "failed": failed, "images": COUNT, "called_positive": COUNT})
     storage.save_json(judge / "classifier.json", {

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from medical.statistics import adjust, calibration, delong, intervals, mcnemar, multiclass
+from medical.statistics import (
+    adjust,
+    bootstrap,
+    calibration,
+    delong,
+    intervals,
+    mcnemar,
+    multiclass,
+)
 from medical.statistics.checks import SingleClassError
 
 
@@ -81,6 +89,20 @@ def test_per_class_tests_are_corrected_together():
     assert (adjusted >= [t.p for t in tests]).all() and (adjusted < 0.05).all()
 
 
+def test_of_two_classes_nothing_is_corrected():
+    rng = np.random.default_rng(12)
+    labels = rng.integers(0, 2, 200)
+    first, second = (1 / (1 + np.exp(-k * (labels - 0.5) - rng.normal(size=200))) for k in (2, 1))
+    tables = [np.stack([1 - p, p], axis=1) for p in (first, second)]
+    tests, p = delong.per_class(labels, *tables)
+    alone = delong.compare(labels, first, second)
+    np.testing.assert_allclose(p, [alone.p, alone.p], rtol=1e-9)
+    np.testing.assert_allclose([t.difference for t in tests], alone.difference, rtol=1e-9)
+    # Scores that are not one another's complement are two tests.
+    p = delong.per_class(labels, tables[0] * [1, 2], tables[1])[1]
+    np.testing.assert_allclose(p, [2 * alone.p, 2 * alone.p], rtol=1e-9)
+
+
 def test_one_class_has_no_area():
     with pytest.raises(SingleClassError, match="0 positives among 3"):
         delong.areas(np.zeros(3), np.arange(3.0))
@@ -121,10 +143,10 @@ def test_bootstrap_finds_a_difference_and_no_difference():
     labels = rng.integers(0, 3, 250)
     good = np.eye(3)[labels] + rng.normal(size=(250, 3))
     poor = rng.normal(size=(250, 3))
-    found = multiclass.paired_bootstrap(
+    found = bootstrap.paired(
         multiclass.multiclass_auc, labels, good, poor, np.random.default_rng(0), 200)
     assert 0 < found.low < found.estimate < found.high and found.p <= 0.01
-    same = multiclass.paired_bootstrap(
+    same = bootstrap.paired(
         multiclass.multiclass_auc, labels, good, good, np.random.default_rng(0), 50)
     assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
 
@@ -136,12 +158,32 @@ def test_bootstrap_by_patient_is_wider():
     first = labels + np.repeat(rng.normal(size=40), 10)
     second = labels + np.repeat(rng.normal(size=40), 10)
     patients = np.repeat(np.arange(40), 10)
-    single = multiclass.paired_bootstrap(
+    single = bootstrap.paired(
         multiclass.auc, labels, first, second, np.random.default_rng(1), 300)
-    grouped = multiclass.paired_bootstrap(
+    grouped = bootstrap.paired(
         multiclass.auc, labels, first, second, np.random.default_rng(1), 300, groups=patients)
     assert grouped.high - grouped.low > 2 * (single.high - single.low)
     assert grouped.estimate == single.estimate
+
+
+def test_bootstrap_interval_covers_the_truth():
+    # The area of two unit normals a distance 1 apart is Phi(1 / sqrt(2)) = 0.7602.
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(150):
+        labels = np.arange(120) % 2
+        found = bootstrap.interval(multiclass.auc, labels, labels + rng.normal(size=120), rng, 120)
+        covered += found.low <= 0.7602 <= found.high
+        assert found.low < found.estimate < found.high and found.dropped == 0
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+def test_bootstrap_without_a_class_is_refused():
+    labels = np.array([1] + [0] * 30)  # the positive is in 63 % of the resamples
+    with pytest.raises(SingleClassError, match="a class is missing in"):
+        bootstrap.interval(multiclass.auc, labels, np.arange(31.0), np.random.default_rng(0), 100)
+    with pytest.raises(ValueError, match="31 labels, 30 scores"):
+        bootstrap.interval(multiclass.auc, labels, np.arange(30.0), np.random.default_rng(0))
 
 
 def test_intervals_of_known_counts():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from medical.data import support, variables
+from medical.data import breast_cancer, support, variables
 from medical.data.variables import VariableError
 
 
@@ -79,6 +79,16 @@ def test_support2_is_whole():
     # The variables tell the level: the sickest have the lower blood pressure.
     pressure = patients.columns["num_meanbp"]
     assert np.nanmean(pressure[patients.labels == 2]) < np.nanmean(pressure[patients.labels == 0])
+
+
+def test_the_breast_cancer_table_is_whole():
+    patients = breast_cancer.read()
+    assert np.bincount(patients.labels).tolist() == [357, 212]  # benign, malignant
+    assert len(patients.columns) == 30 and patients.levels == ("benign", "malignant")
+    encoded = variables.fit(patients.columns).transform(patients.columns)
+    assert encoded.shape == (569, 30) and np.isfinite(encoded).all()
+    radius = patients.columns["mean radius"]  # micrometres; malignant nuclei are larger
+    assert radius[patients.labels == 1].mean() > 1.3 * radius[patients.labels == 0].mean()
 
 
 def test_a_constant_with_rounding_is_a_constant():
