@@ -6,7 +6,7 @@ import numpy as np
 
 from common import figures, image_grids
 from medical.fusion import methods
-from medical.medxgan.figures import colour_scale, overlay
+from medical.medxgan.figures import colour_scale, factor_of, overlay
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,7 +36,7 @@ def draw_maps(found: Arrays, classes: list[str], names: list[str], path: Path) -
     """One column a test patient, by level: the image, and a map of each network."""
     images, labels = found["images"], found["labels"]
     masks = found.get("masks")
-    factor = max(1, 160 // images.shape[1])
+    factor = factor_of(images.shape[1], 160)
     rows: list[list[np.ndarray | None]] = [
         [overlay(image, None, None if masks is None else masks[i], factor)
          for i, image in enumerate(images)]]

@@ -11,6 +11,12 @@ Arrays = dict[str, np.ndarray]
 
 SHOWN = ("difference", "lig", "lig_path", "ig_negative", "ig_black", "grad_cam", "occlusion")
 OUTLINE = np.array([0.35, 1.0, 0.45])  # of the true lesion
+TILE = 128  # pixels of a picture in a grid; larger images are not enlarged
+
+
+def factor_of(size: int, tile: int = TILE) -> int:
+    """By how much images of this side are enlarged for tiles of `tile` pixels."""
+    return max(1, tile // size)
 
 
 def grey(images: np.ndarray) -> np.ndarray:
@@ -32,7 +38,7 @@ def outline(mask: np.ndarray, factor: int) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, values: np.ndarray | None, mask: np.ndarray | None, factor: int = 4,
+    image: np.ndarray, values: np.ndarray | None, mask: np.ndarray | None, factor: int,
     largest: float | None = None,
 ) -> np.ndarray:
     """A grey image ``[h, w, c]`` with a map ``[h, w]`` and a lesion's outline.
@@ -52,7 +58,7 @@ def overlay(
     return picture
 
 
-def colour_scale(size: int, factor: int = 4) -> np.ndarray:
+def colour_scale(size: int, factor: int) -> np.ndarray:
     """A vertical scale of the map's colours, the maximum at the top."""
     side = size * factor
     share = np.linspace(1, 0, side)[:, None]
@@ -65,13 +71,14 @@ def colour_scale(size: int, factor: int = 4) -> np.ndarray:
 def draw_explanations(found: Arrays, titles: dict[str, str], path: Path, count: int = 8) -> None:
     """Images, generated pair, and maps as overlays; the true lesion outlined in all of them."""
     size = found["images"].shape[1]
-    rows = []
+    factor, rows = factor_of(size), []
     for i in range(min(count, len(found["images"]))):
         mask = found["masks"][i]
-        row = [overlay(found[name][i], None, mask if name == "images" else None)
+        row = [overlay(found[name][i], None, mask if name == "images" else None, factor)
                for name in ("images", "positive", "negative")]
-        row += [overlay(found["images"][i], found[f"map.{name}"][i], mask) for name in SHOWN]
-        rows.append([*row, colour_scale(size) if i == 0 else None])
+        row += [overlay(found["images"][i], found[f"map.{name}"][i], mask, factor)
+                for name in SHOWN]
+        rows.append([*row, colour_scale(size, factor) if i == 0 else None])
     columns = ["image, lesion outlined", "G(z1, z2)", "G(z1, 0)", *(titles[n] for n in SHOWN),
                "scale: maximum above, 0 below"]
     image_grids.grid(rows, path, column_labels=columns, separators=(1, 3), scale=1,
@@ -94,13 +101,14 @@ def draw_interpolation(found: Arrays, path: Path, count: int = 6) -> None:
     count = min(count, images.shape[1])
     change = images[-1] - images[0]
     limit = float(np.abs(change[:count]).max())
+    factor = factor_of(images.shape[2], 96)
     rows, labels = [], []
     for i in range(count):
         mask = found["masks"][i] if found["masks"][i].any() else None
-        rows.append([overlay(found["images"][i], None, mask, 3),
-                     *(enlarge(grey(images[k, i]), 3) for k in range(len(images))),
-                     signed(change[i], limit, 3),
-                     overlay(found["images"][i], found["map.grad_cam"][i], mask, 3)])
+        rows.append([overlay(found["images"][i], None, mask, factor),
+                     *(enlarge(grey(images[k, i]), factor) for k in range(len(images))),
+                     signed(change[i], limit, factor),
+                     overlay(found["images"][i], found["map.grad_cam"][i], mask, factor)])
         labels.append(["image", *(f"{scores[k, i]:.2f}" for k in range(len(images))), "", ""])
     alpha = [f"{a:.1f}" for a in np.linspace(0, 1, len(images))]
     last = len(images) + 1
@@ -115,6 +123,7 @@ def draw_samples(found: Arrays, path: Path) -> None:
     """Real negatives, generated negatives and the same with a pathology code."""
     names = {"real_negative": "real negatives", "sample_negative": "G(z1, 0)",
              "sample_positive": "G(z1, z2)"}
-    rows = [[enlarge(grey(image), 4) for image in found[name][:10]] for name in names]
+    factor = factor_of(found["real_negative"].shape[1])
+    rows = [[enlarge(grey(image), factor) for image in found[name][:10]] for name in names]
     image_grids.grid(rows, path, row_labels=list(names.values()), scale=1,
                      title="Samples of the generator")

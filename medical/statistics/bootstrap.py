@@ -97,17 +97,8 @@ def paired(
     Both models see the same resample of cases, so their correlation is kept.
 
     Args:
-      statistic: of labels ``[n]`` and scores ``[n, ...]``; may raise SingleClassError.
-      labels: ``[n]``.
-      first: scores of one model, ``[n, ...]``; `second` likewise.
-      rng: source of the resamples.
-      resamples: number of them.
-      level: of the interval.
-      groups: ``[n]``, for example patients; whole groups are resampled. None: single cases.
-
-    Raises:
-      SingleClassError: the statistic is undefined on all cases, or on more than a tenth of the
-        resamples.
+      first: scores of one model, ``[n, ...]``; `second` likewise. The rest is as for `interval`,
+        which says what is raised.
     """
     labels, first, second = np.asarray(labels), np.asarray(first), np.asarray(second)
     if not len(labels) == len(first) == len(second):

@@ -13,9 +13,12 @@ def binary_values(labels: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: not one-dimensional, NaN, or values other than 0 and 1.
     """
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels need shape [n], got {labels.shape}")
+    if labels.dtype == bool:
+        return labels
     values = finite(labels, "labels")
-    if values.ndim != 1:
-        raise ValueError(f"labels need shape [n], got {values.shape}")
     others = np.setdiff1d(values, (0, 1))
     if others.size:
         raise ValueError(f"binary labels are 0 and 1, found {others[0]:g}")

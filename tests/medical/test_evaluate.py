@@ -127,3 +127,8 @@ def test_overlays():
     assert picture[5, 5].sum() > 2.5  # the maximum is bright
     border = figures.outline(mask, 4)
     assert border.sum() == 12 and border[4:8, 4:8].sum() == 12
+
+
+def test_tiles_of_a_grid_have_one_size():
+    assert [figures.factor_of(size) for size in (28, 32, 64, 128, 224)] == [4, 4, 2, 1, 1]
+    assert figures.factor_of(32, 96) == 3
