@@ -66,7 +66,8 @@ def write(config: ConfigDict, results: dict, cases: list[str], out: Path) -> Non
         [[name.replace("_", " "), limits.get(name, ""), *(results["guards"][s][name]
                                                           for s in seeds)]
          for name in (*evaluate.GUARDS, "edited_flipped", "inversion_mse", *of_phantoms,
-                      "validation_accuracy", "test_accuracy", "images", "called_positive")])
+                      "validation_accuracy", "test_accuracy", "validation_margin_deviation",
+                      "images", "called_positive")])
     if not results["reliable"]:
         bad = {s: results["guards"][s]["failed"] for s in seeds if results["guards"][s]["failed"]}
         page.note("**Unreliable explanations.** Guards that do not hold: "
