@@ -17,8 +17,8 @@ from medical.fusion import missing, table
 
 Arrays = dict[str, np.ndarray]
 PARTS = table.PARTS
-SOURCES = ("support2", "breast_cancer")
-"""Tables of real patients that are given phantoms."""
+SOURCES = {"support2": "SUPPORT2", "breast_cancer": "Wisconsin's table of breast tumours"}
+"""Tables of real patients that are given phantoms, and their names in a report."""
 
 
 def draw(config: ConfigDict, inputs: dict[str, Path], out: Path) -> None:
@@ -73,13 +73,14 @@ def made(config: ConfigDict, random: np.random.Generator) -> tuple[dict, dict]:
                      np.cumsum(list(counts.values()))[:-1])
     rows = dict(zip(counts, order, strict=True))
     c = config.opacities
-    levels = len(patients.levels)
-    for what, chosen in (("data.classes", config.data.classes), ("opacities.share", c.share),
-                         ("absent.clinical", config.absent.clinical),
+    if tuple(config.data.classes) != patients.levels:
+        raise ValueError(f"config.data.classes: {tuple(config.data.classes)}; the levels of "
+                         f"{config.data.source} are {patients.levels}, in this order")
+    for what, chosen in (("opacities.share", c.share), ("absent.clinical", config.absent.clinical),
                          ("absent.image", config.absent.image)):
-        if len(chosen) != levels:
-            raise ValueError(f"config.{what}: {len(chosen)} entries for the {levels} levels of "
-                             f"{config.data.source}: {', '.join(patients.levels)}")
+        if len(chosen) != len(patients.levels):
+            raise ValueError(f"config.{what}: {len(chosen)} numbers for the "
+                             f"{len(patients.levels)} levels of {config.data.source}")
     lesions = {name: random.binomial(c.most, np.array(c.share)[patients.labels[chosen]])
                for name, chosen in rows.items()}
     # The trunk is pretrained on phantoms of yet other lungs: with one opacity or none.

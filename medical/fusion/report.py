@@ -7,12 +7,11 @@ from ml_collections import ConfigDict
 
 from common import storage
 from common.report import Report
-from medical.fusion import figures, methods
+from medical.fusion import cohort, figures, methods
 
 WARNING = "Research software. Not a medical device and not for diagnosis."
 MADE = (" Outcomes and clinical variables are those of real patients ({}). The images are phantoms "
         "given to them by outcome: nothing here says how well X-rays tell it.")
-TABLES = {"support2": "SUPPORT2", "breast_cancer": "Wisconsin's table of breast tumours"}
 
 
 PUBLISHED = {
@@ -44,7 +43,8 @@ def write(config: ConfigDict, results: dict, out: Path) -> None:
     page = Report("DeepCOVID-Fuse: image and clinical variables in one network",
                   "; ".join(f"{name}: {sum(counts[name])} patients"
                             for name in ("train", "validation", "test")))
-    page.note(WARNING + ("" if config.source == "own" else MADE.format(TABLES[config.source])))
+    made = "" if config.source == "own" else MADE.format(cohort.SOURCES[config.source])
+    page.note(WARNING + made)
     if results["unreadable"]:
         page.note(f"{results['unreadable']} images could not be read; their patients count as "
                   "without image.")

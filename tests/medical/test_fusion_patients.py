@@ -161,13 +161,18 @@ def test_breast_cancer_patients_get_phantoms(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
-    ({"names": ("mean texture", "age")}, VariableError, "no variable 'age' in breast_cancer"),
-    ({"classes": LEVELS}, ValueError, r"config\.data\.classes: 3 entries for the 2 levels"),
-    ({"source": "adni"}, ValueError, r"config\.data\.source: 'adni'; known: support2"),
+    ({"data": {"names": ("mean texture", "age")}}, VariableError,
+     "no variable 'age' in breast_cancer"),
+    ({"data": {"classes": LEVELS}}, ValueError, r"config\.data\.classes: .* are \('benign', 'mal"),
+    # names in another order would be given to the wrong patients
+    ({"data": {"classes": ("malignant", "benign")}}, ValueError, r"config\.data\.classes"),
+    ({"opacities": {"share": (0.1, 0.2, 0.3)}}, ValueError,
+     r"config\.opacities\.share: 3 numbers for the 2 levels"),
+    ({"data": {"source": "adni"}}, ValueError, r"config\.data\.source: 'adni'; known: support2"),
 ])
 def test_tables_of_real_patients_are_checked(changes, error, message, tmp_path):
     config = config_lib.load("configs/deepcovid_fuse.py:breast_cancer")
-    config.data.update(changes)
+    config.update(changes)
     with pytest.raises(error, match=message):
         cohort.draw(config, {}, tmp_path)
 
