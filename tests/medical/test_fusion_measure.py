@@ -102,6 +102,30 @@ def test_rows_are_of_the_right_patients(results, inputs):
     np.testing.assert_allclose(found["accuracy"]["mean"], expected)
 
 
+def test_intervals_are_of_the_mean_over_seeds():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 3, 90)
+    good, poor = guesses(rng, labels, 3.0, seeds=1)[0], guesses(rng, labels, 0.0, seeds=1)[0]
+    both = np.stack([good, poor], axis=1)
+    areas = [multiclass.multiclass_auc(labels, p) for p in (good, poor)]
+    right = [np.mean(p.argmax(-1) == labels) for p in (good, poor)]
+    assert measure.mean_area(labels, both) == pytest.approx(np.mean(areas)) and areas[0] > areas[1]
+    assert measure.mean_accuracy(labels, both) == pytest.approx(np.mean(right))
+
+
+def test_rows_of_one_patient_are_drawn_together():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, 60)
+    probabilities = guesses(rng, labels, 1.0, seeds=1)
+    # Eight copies of each row are no more evidence than one.
+    labels, probabilities = np.repeat(labels, 8), np.repeat(probabilities, 8, axis=1)
+    widths = []
+    for patients in (np.repeat(np.arange(60), 8), np.arange(480)):
+        row = measure.scores(labels, probabilities, np.random.default_rng(0), 200, patients)
+        widths.append([row[name]["high"] - row[name]["low"] for name in ("accuracy", "auc")])
+    assert np.divide(*widths).min() > 2
+
+
 def test_tests_and_checks_tell_what_was_planted(results):
     found = results[0]
     pairs = {(tuple(t["first"]), tuple(t["second"])): t for t in found["tests"]}

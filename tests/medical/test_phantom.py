@@ -47,6 +47,8 @@ def test_the_truth_of_a_phantom(source):
         assert (part.masks[sick].sum((1, 2)) >= 6).all()
     train, test = set(parts["train"].patients), set(parts["test"].patients)
     assert train and test and not train & test
+    if source == "brain":  # blocks of slices, not slices
+        assert max(train | test) < (136 - 64) // phantom.BLOCK and phantom.BLOCK > 1
 
 
 @pytest.mark.usefixtures("drawn_pieces")
